@@ -1,0 +1,1 @@
+"""Kernels of sparseflow: plain tensors in, plain tensors out. Nothing here knows of sparseflow."""

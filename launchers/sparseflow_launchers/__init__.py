@@ -1,0 +1,1 @@
+"""Entry points of sparseflow for many processes; the recipes and configurations lie beside this package."""

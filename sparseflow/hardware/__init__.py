@@ -1,0 +1,1 @@
+"""HOW it runs. Masks in, fast layers out; knows no algorithm."""

@@ -1,0 +1,49 @@
+"""Backends, found by name: our own are files in this folder, others come by entry point.
+
+    [project.entry-points."sparseflow.backends"]
+    mychip = "my_package.backend:MyBackend"
+
+An entry point names a class or function without arguments that returns a `Backend`, or a ready instance.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from sparseflow.hardware.backends.base import Backend, Cost, SparseOp
+
+__all__ = ["Backend", "Cost", "SparseOp", "available", "get"]
+
+GROUP = "sparseflow.backends"
+
+_OURS = {
+    "dense": "sparseflow.hardware.backends.dense:Dense",
+    "dense-compact": "sparseflow.hardware.backends.dense:DenseCompact",
+}
+
+
+def available() -> list[str]:
+    """Names of all backends installed here, ours and those of other packages, sorted."""
+    return sorted({*_OURS, *(point.name for point in entry_points(group=GROUP))})
+
+
+@functools.cache
+def get(name: str) -> Backend:
+    """The backend of that name. `ValueError` with the choices where there is none; built once a process."""
+    if name in _OURS:
+        module, _, attribute = _OURS[name].partition(":")
+        found = getattr(import_module(module), attribute)
+    else:
+        points = {point.name: point for point in entry_points(group=GROUP)}
+        if name not in points:
+            near = difflib.get_close_matches(name, available(), n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(f"no backend {name!r}{hint}; available: {', '.join(available())}")
+        found = points[name].load()
+    backend = found if isinstance(found, Backend) and not isinstance(found, type) else found()
+    if not isinstance(backend, Backend):
+        raise TypeError(f"backend {name!r} is a {type(backend).__name__}, which lacks members of Backend")
+    return backend

@@ -1,0 +1,97 @@
+"""The protocol of a backend: the whole of the hardware abstraction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from sparseflow.hardware.workload import Workload
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of one training step of one layer, and the bytes that it keeps.
+
+    `update` is the optimizer's pass over the values, which a backend with short values makes cheaper.
+    `bytes` counts values, gradient, two optimizer moments and indices. `measured` is False for a model's answer.
+    """
+
+    forward: float
+    dgrad: float
+    wgrad: float
+    update: float
+    bytes: int
+    measured: bool
+
+    @property
+    def seconds(self) -> float:
+        """The whole step of this layer."""
+        return self.forward + self.dgrad + self.wgrad + self.update
+
+
+class SparseOp(Protocol):
+    """One layer's structure for one backend: immutable, holds indices but never values.
+
+    `values` is a tensor of at least `nnz` numbers in the native order of `layout`. Padding among them is zero
+    after `pack_values`, gets zero gradient and is ignored by `unpack_values`; `unpack_values(ones)` is the mask.
+    An op keeps nothing between a forward and its backward: a layer may run twice before either.
+    """
+
+    @property
+    def layout(self) -> str: ...
+    @property
+    def nnz(self) -> int: ...
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the index structure."""
+        ...
+
+    def pack_values(self, weight: Tensor) -> Tensor:
+        """Dense (O, I) or (O, C, H, W) → native order, a new tensor."""
+        ...
+
+    def unpack_values(self, values: Tensor) -> Tensor:
+        """Native order → dense, +0.0 at pruned places, a new tensor."""
+        ...
+
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        """x (B, I) → (B, O), or (B, C, H, W) → (B, O, H', W'); any number of rows and any strides."""
+        ...
+
+    def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
+        """(dx or None, dvalues) in one call, so that a backend may fuse dgrad and wgrad."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Its indices, so that a module can move and save them."""
+        ...
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> SparseOp:
+        """The same op over moved indices."""
+        ...
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """New hardware: one object with these five members, named by an entry point in `sparseflow.backends`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def unsupported(self, work: Workload) -> str | None:
+        """Why this layer cannot run here, in words, or None."""
+        ...
+
+    def cost(self, work: Workload) -> Cost:
+        """What a step of it costs, measured or modelled."""
+        ...
+
+    def layout(self, work: Workload) -> str:
+        """The name of one native order: backend, version, geometry, tile sizes. Never contains values or masks."""
+        ...
+
+    def pack(self, mask: Tensor, layout: str) -> SparseOp:
+        """The op of a bool mask, on the mask's device. A pure function of its arguments, called once per mask."""
+        ...

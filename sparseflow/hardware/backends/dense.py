@@ -1,0 +1,203 @@
+"""Masked training with dense products, on anything that torch runs on.
+
+`dense` keeps the weight matrix as its values and masks the gradient. `dense-compact` keeps only the kept values:
+the arithmetic is dense, but gradients, optimizer state, traffic and shards are nnz long.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseflow.hardware.backends.base import Cost
+from sparseflow.hardware.backends.rates import rates
+from sparseflow.hardware.workload import Geometry, Workload
+
+
+class Dense:
+    """Values = the weight matrix in its own shape, zero where pruned; the gradient is masked in `backward`."""
+
+    name = "dense"
+
+    def unsupported(self, work: Workload) -> str | None:
+        return _unsupported(work)
+
+    def cost(self, work: Workload) -> Cost:
+        # An element-wise optimizer with two moments reads and writes about seven numbers a value.
+        return _cost(work, update_bytes=7 * 4 * work.weights, extra_bytes=4 * work.weights, kept=work.weights)
+
+    def layout(self, work: Workload) -> str:
+        return f"dense/1/{work.geometry}"
+
+    def pack(self, mask: Tensor, layout: str) -> DenseOp:
+        return DenseOp(layout, mask.clone())
+
+
+class DenseCompact:
+    """Values = the kept weights in row-major order, scattered into a scratch weight for each product."""
+
+    name = "dense-compact"
+
+    def unsupported(self, work: Workload) -> str | None:
+        return _unsupported(work)
+
+    def cost(self, work: Workload) -> Cost:
+        nnz = round(work.density * work.weights)
+        # Forward and dgrad each clear and fill the scratch weight, wgrad gathers: 8 bytes of index a value.
+        scatter = (4 * work.weights + 16 * nnz) * (2 if work.needs_dx else 1) + 16 * nnz
+        return _cost(work, update_bytes=7 * 4 * nnz, extra_bytes=scatter, kept=nnz, index_bytes=8 * nnz)
+
+    def layout(self, work: Workload) -> str:
+        return f"dense-compact/1/{work.geometry}"
+
+    def pack(self, mask: Tensor, layout: str) -> CompactOp:
+        return CompactOp(layout, tuple(mask.shape), mask.flatten().nonzero().squeeze(1))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseOp:
+    """The op of `dense`."""
+
+    layout: str
+    mask: Tensor
+    nnz: int = field(init=False)
+    # The mask in the gradient's dtype: multiplying by a float mask is several times faster than by a bool one.
+    _factors: dict[torch.dtype, Tensor] = field(init=False, repr=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nnz", int(self.mask.sum()))
+
+    @property
+    def nbytes(self) -> int:
+        cached = sum(factor.nbytes for factor in self._factors.values())
+        return self.mask.nbytes + cached
+
+    def pack_values(self, weight: Tensor) -> Tensor:
+        return torch.where(self.mask, weight, 0.0)
+
+    def unpack_values(self, values: Tensor) -> Tensor:
+        return torch.where(self.mask, values, 0.0)
+
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return _forward(_geometry(self.layout), x, values, bias)
+
+    def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
+        dx, dweight = _backward(_geometry(self.layout), dy, x, lambda: values, values.shape, need_dx)
+        if self.nnz < self.mask.numel():
+            dweight.mul_(self._factor(dweight.dtype))
+        return dx, dweight
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mask": self.mask}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> DenseOp:
+        return DenseOp(self.layout, tensors["mask"])
+
+    def _factor(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self._factors:
+            self._factors[dtype] = self.mask.to(dtype)
+        return self._factors[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class CompactOp:
+    """The op of `dense-compact`; `index` holds the flat positions of the kept weights, ascending."""
+
+    layout: str
+    shape: tuple[int, ...]
+    index: Tensor
+
+    @property
+    def nnz(self) -> int:
+        return self.index.numel()
+
+    @property
+    def nbytes(self) -> int:
+        return self.index.nbytes
+
+    def pack_values(self, weight: Tensor) -> Tensor:
+        return weight.reshape(-1).index_select(0, self.index)
+
+    def unpack_values(self, values: Tensor) -> Tensor:
+        scratch = values.new_zeros(math.prod(self.shape))
+        return scratch.scatter_(0, self.index, values).view(self.shape)
+
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return _forward(_geometry(self.layout), x, self.unpack_values(values), bias)
+
+    def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
+        geometry = _geometry(self.layout)
+        # The scratch weight is made anew rather than saved: between forward and backward only nnz values stay.
+        dx, dweight = _backward(geometry, dy, x, lambda: self.unpack_values(values), self.shape, need_dx)
+        return dx, self.pack_values(dweight)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"index": self.index}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> CompactOp:
+        return replace(self, index=tensors["index"])
+
+
+def _geometry(layout: str) -> Geometry:
+    return _PARSED.get(layout) or _PARSED.setdefault(layout, Geometry.parse(layout.split("/")[2]))
+
+
+_PARSED: dict[str, Geometry] = {}
+
+
+def _forward(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if geometry.kind == "linear":
+        return F.linear(x, weight, bias)
+    return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
+
+
+def _backward(
+    geometry: Geometry,
+    dy: Tensor,
+    x: Tensor,
+    weight: Callable[[], Tensor],
+    shape: tuple[int, ...],
+    need_dx: bool,
+) -> tuple[Tensor | None, Tensor]:
+    if geometry.kind == "linear":
+        return dy.mm(weight()) if need_dx else None, dy.t().mm(x)
+    # Without dx the weight's numbers are not read, only its shape.
+    w = weight() if need_dx else dy.new_empty(1).expand(shape)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(
+        dy,
+        x,
+        w,
+        None,
+        geometry.stride,
+        geometry.padding,
+        geometry.dilation,
+        False,
+        [0, 0],
+        geometry.groups,
+        [need_dx, True, False],
+    )
+    return dx, dweight
+
+
+def _unsupported(work: Workload) -> str | None:
+    if not work.dtype.is_floating_point:
+        return f"computes in floating point, not {work.dtype}"
+    return None
+
+
+def _cost(work: Workload, update_bytes: int, extra_bytes: int, kept: int, index_bytes: int = 0) -> Cost:
+    machine = rates(work.device, work.compute_dtype, work.threads)
+    product = work.product_flops / machine.flops
+    return Cost(
+        forward=product,
+        dgrad=product if work.needs_dx else 0.0,
+        wgrad=product + extra_bytes / machine.bandwidth,
+        update=update_bytes / machine.bandwidth,
+        bytes=4 * work.dtype.itemsize * kept + (index_bytes or work.weights),
+        measured=False,
+    )

@@ -1,0 +1,318 @@
+"""SparseLinear, SparseConv2d: layers whose parameter is their kept values, in their backend's order.
+
+What every backend needs alike is done here once: bias gradient, autocast, shape checks, state dicts, and the dense
+weight gradient where an algorithm asks for it. A backend sees 2-D rows or 4-D images and its own values.
+
+Shapes: B rows, I in, O out, C channels, Z values (nnz and padding).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from sparseflow.hardware import backends
+from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.bits import pack_bits, unpack_bits
+from sparseflow.hardware.optimizers import mark_replaced, watch
+from sparseflow.hardware.workload import Geometry
+
+# Autograd gets tensors and an integer, so that it can become a torch custom op unchanged.
+_OPS: WeakValueDictionary[int, SparseOp] = WeakValueDictionary()
+_handles = itertools.count()
+
+
+class DenseGradient:
+    """Sums the dense weight gradient of one layer over backward passes, for algorithms that regrow (RigL)."""
+
+    def __init__(self, layer: SparseLayer) -> None:
+        self.geometry = layer.geometry
+        self.shape = layer.op.unpack_values(layer.values.detach()).shape
+        # (O, I) or (O, C, H, W), once a backward has run.
+        self.total: Tensor | None = None
+
+    def add(self, dy: Tensor, x: Tensor) -> None:
+        gradient = self._linear(dy, x) if self.geometry.kind == "linear" else self._conv2d(dy, x)
+        self.total = gradient if self.total is None else self.total + gradient
+
+    def _linear(self, dy: Tensor, x: Tensor) -> Tensor:
+        return dy.t().mm(x)
+
+    def _conv2d(self, dy: Tensor, x: Tensor) -> Tensor:
+        g = self.geometry
+        return torch.nn.grad.conv2d_weight(x, self.shape, dy, g.stride, g.padding, g.dilation, g.groups)
+
+
+class SparseLayer(nn.Module):
+    """What SparseLinear and SparseConv2d share. Abstract: `forward` belongs to the two.
+
+    `values` is the only weight parameter. `weight` is a dense tensor made on each access, with gradient: slow, and
+    there for parents that look at it. State dicts hold `weight_values` (the kept weights in row-major order of the
+    dense parameter) and `weight_mask` (bits, little order), whatever the backend; loading takes those or a dense
+    `weight`, of which the layer's own mask keeps its places.
+    """
+
+    values: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self, backend: str, op: SparseOp, geometry: Geometry, shape: tuple[int, ...], transposed: bool
+    ) -> None:
+        super().__init__()
+        self.backend = backend
+        self.geometry = geometry
+        # The shape of the dense parameter; transformers' Conv1D stores (in, out).
+        self.weight_shape = shape
+        self.transposed = transposed
+        self.dense_gradient: DenseGradient | None = None
+        self._install(op)
+        watch(self)
+
+    @property
+    def op(self) -> SparseOp:
+        """The index structure, packed once per mask."""
+        return self._op
+
+    @property
+    def mask(self) -> Tensor:
+        """Bool tensor of the dense parameter's shape, True = kept; made on each access."""
+        ones = torch.ones_like(self.values, dtype=torch.float32)
+        return self._stored(self.op.unpack_values(ones)) != 0
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, zeros at pruned places, differentiable with respect to `values`. Slow, read-only."""
+        dense = cast(Tensor, _Unpack.apply(self.values, self._handle))  # type: ignore[no-untyped-call]
+        return self._stored(dense)
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """A tensor like the dense parameter (its values, or an optimizer's moments) → native order."""
+        return self.op.pack_values(self._stored(tensor))
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Native order → a tensor like the dense parameter, +0.0 at pruned places."""
+        return self._stored(self.op.unpack_values(values)).contiguous()
+
+    def repack(self, mask: Tensor) -> SparseOp:
+        """The op of another mask for the same backend and native order; changes nothing here."""
+        mask = self._stored(mask.to(self.values.device)).contiguous()
+        return backends.get(self.backend).pack(mask, self.op.layout)
+
+    def install(self, op: SparseOp, values: Tensor) -> None:
+        """Takes another structure with its values. Equal lengths keep the Parameter and copy in place."""
+        self._install(op)
+        if values.shape == self.values.shape:
+            with torch.no_grad():
+                self.values.copy_(values)
+            return
+        mark_replaced(self.values)
+        self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
+
+    def remask_values_(self) -> None:
+        """Clears whatever stands at padding and pruned places of `values`."""
+        with torch.no_grad():
+            self.values.copy_(self.op.pack_values(self.op.unpack_values(self.values)))
+
+    def _install(self, op: SparseOp) -> None:
+        self._op = op
+        self._handle = next(_handles)
+        _OPS[self._handle] = op
+
+    def _stored(self, tensor: Tensor) -> Tensor:
+        # Its own inverse: between the dense parameter's shape and the logical (O, I) that backends see.
+        return tensor.t() if self.transposed else tensor
+
+    def _product(self, x: Tensor) -> Tensor:
+        values, bias = self.values, self.bias
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            x, values = x.to(dtype), values.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        elif x.dtype != values.dtype:
+            raise ValueError(f"{self._get_name()}: expected an input of {values.dtype}, got {x.dtype}")
+        product = _Product.apply(x, values, bias, self._handle, self.dense_gradient)  # type: ignore[no-untyped-call]
+        return cast(Tensor, product)
+
+    # How nn.Module lets a layer move, copy and load: the indices go with the values.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
+        super()._apply(fn, recurse)
+        self._install(self.op.with_tensors({key: fn(tensor) for key, tensor in self.op.tensors().items()}))
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # deepcopy and pickle come here: the copy needs a handle of its own.
+        super().__setstate__(state)
+        self._install(self._op)
+        watch(self)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        mask = self.mask
+        weight = self.weight if keep_vars else self.unpack(self.values.detach())
+        destination[prefix + "weight_values"] = weight[mask]
+        destination[prefix + "weight_mask"] = pack_bits(mask)
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        known = {prefix + key for key in ("weight", "weight_values", "weight_mask", "bias")}
+        if strict:
+            unexpected_keys.extend(key for key in state_dict if key.startswith(prefix) and key not in known)
+        try:
+            self._load_weight(state_dict, prefix, missing_keys)
+            self._load_bias(state_dict, prefix, missing_keys)
+        except ValueError as error:
+            error_msgs.append(str(error))
+
+    def _load_weight(self, state: Mapping[str, Any], prefix: str, missing_keys: list[str]) -> None:
+        if prefix + "weight" in state:
+            weight = state[prefix + "weight"]
+            if tuple(weight.shape) != self.weight_shape:
+                raise ValueError(f"{prefix}weight: expected shape {self.weight_shape}, got {tuple(weight.shape)}")
+            self.install(self.op, self.pack(weight.detach().to(self.values)))
+            return
+        absent = [prefix + key for key in ("weight_values", "weight_mask") if prefix + key not in state]
+        if absent:
+            missing_keys.extend(absent)
+            return
+        device = self.values.device
+        mask = unpack_bits(state[prefix + "weight_mask"].to(device), self.weight_shape, prefix + "weight_mask")
+        kept = state[prefix + "weight_values"].detach().to(self.values)
+        if kept.numel() != int(mask.sum()):
+            raise ValueError(
+                f"{prefix}weight_values: expected {int(mask.sum())} kept weights by weight_mask, got {kept.numel()}"
+            )
+        weight = torch.zeros(self.weight_shape, dtype=kept.dtype, device=device)
+        weight[mask] = kept
+        op = self.op if torch.equal(mask, self.mask) else self.repack(mask)
+        self.install(op, op.pack_values(self._stored(weight)))
+
+    def _load_bias(self, state: Mapping[str, Any], prefix: str, missing_keys: list[str]) -> None:
+        if self.bias is None:
+            return
+        if prefix + "bias" not in state:
+            missing_keys.append(prefix + "bias")
+            return
+        bias = state[prefix + "bias"]
+        if bias.shape != self.bias.shape:
+            raise ValueError(f"{prefix}bias: expected shape {tuple(self.bias.shape)}, got {tuple(bias.shape)}")
+        with torch.no_grad():
+            self.bias.copy_(bias)
+
+
+class SparseLinear(SparseLayer):
+    """y = x Wᵀ + b over the kept weights of W; x is (..., I), y is (..., O)."""
+
+    @property
+    def in_features(self) -> int:
+        return self.weight_shape[0 if self.transposed else 1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight_shape[1 if self.transposed else 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"{self._get_name()}: expected inputs of width {self.in_features}, got {tuple(x.shape)}")
+        if x.dim() == 2:
+            return self._product(x)
+        y_BO = self._product(x.reshape(-1, self.in_features))
+        return y_BO.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, nnz={self.op.nnz:,}, backend={self.backend!r}"
+
+
+class SparseConv2d(SparseLayer):
+    """torch's Conv2d over the kept weights; x is (B, C, H, W) or (C, H, W), every padding mode."""
+
+    def __init__(
+        self,
+        backend: str,
+        op: SparseOp,
+        geometry: Geometry,
+        shape: tuple[int, ...],
+        transposed: bool,
+        extra_padding: tuple[int, ...] | None = None,
+        padding_mode: str = "zeros",
+    ) -> None:
+        super().__init__(backend, op, geometry, shape, transposed)
+        # What the op's symmetric zero padding cannot say is padded here, before the product.
+        self.extra_padding = extra_padding
+        self.padding_mode = padding_mode
+
+    @property
+    def in_channels(self) -> int:
+        return self.weight_shape[1] * self.geometry.groups
+
+    @property
+    def out_channels(self) -> int:
+        return self.weight_shape[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
+            raise ValueError(f"{self._get_name()}: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}")
+        x_BCHW = x if x.dim() == 4 else x.unsqueeze(0)
+        if self.extra_padding is not None:
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x_BCHW = F.pad(x_BCHW, self.extra_padding, mode=mode)
+        y_BOHW = self._product(x_BCHW)
+        return y_BOHW if x.dim() == 4 else y_BOHW.squeeze(0)
+
+    def extra_repr(self) -> str:
+        sizes = f"{self.in_channels}, {self.out_channels}, {tuple(self.weight_shape[2:])}"
+        return f"{sizes}, {self.geometry}, nnz={self.op.nnz:,}, backend={self.backend!r}"
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted: DenseGradient | None
+    ) -> Tensor:
+        op = _OPS[handle]
+        ctx.save_for_backward(x, values)
+        # A mask may change before this backward: it needs the op that made this forward.
+        ctx.op = op
+        ctx.wanted = wanted
+        return op.forward(x, values, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        x, values = ctx.saved_tensors
+        dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
+        dbias = None
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0) if dy.dim() == 2 else dy.sum((0, 2, 3))
+        if ctx.wanted is not None:
+            ctx.wanted.add(dy, x)
+        return dx, dvalues, dbias, None, None
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, handle: int) -> Tensor:
+        ctx.op = _OPS[handle]
+        return cast(Tensor, ctx.op.unpack_values(values))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dweight: Tensor) -> tuple[Tensor, None]:
+        return ctx.op.pack_values(dweight), None

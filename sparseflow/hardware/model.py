@@ -1,0 +1,94 @@
+"""A whole model seen through its dense names: its weights, masks, state and optimizer groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.hardware.layers import SparseLayer
+from sparseflow.hardware.names import dense_name
+from sparseflow.hardware.swap import survey
+
+
+def dense_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Dense name → weight of every prunable layer, in the model's order; a copy only where the layer is sparse."""
+    return {name: _dense_weight(site.module) for name, site in survey(model).sites.items()}
+
+
+def _dense_weight(module: nn.Module) -> Tensor:
+    if isinstance(module, SparseLayer):
+        return module.unpack(module.values.detach())
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach()
+
+
+def current_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Dense name → mask of every sparse layer."""
+    sites = survey(model).sites
+    return {name: site.module.mask for name, site in sites.items() if isinstance(site.module, SparseLayer)}
+
+
+def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
+    """Dense name → sparse layer, the first of those that share a weight."""
+    sites = survey(model).sites
+    return {name: site.module for name, site in sites.items() if isinstance(site.module, SparseLayer)}
+
+
+def dense_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict that the dense model would have: dense names, zeros at pruned places, detached copies."""
+    state: dict[str, Tensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        if isinstance(module, SparseLayer):
+            state[dense_name(f"{prefix}weight")] = module.unpack(module.values.detach())
+        for key, parameter in module._parameters.items():
+            if parameter is not None and not (key == "values" and isinstance(module, SparseLayer)):
+                state[dense_name(f"{prefix}{key}")] = parameter.detach().clone()
+        for key, buffer in module._buffers.items():
+            if buffer is not None and key not in module._non_persistent_buffers_set:
+                state[dense_name(f"{prefix}{key}")] = buffer.detach().clone()
+    return state
+
+
+def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads what `dense_state` gave into a dense or sparse model, in place; masked places keep their mask.
+
+    `ValueError` that names missing and unexpected tensors or wrong shapes.
+    """
+    plain = {dense_name(key): key for key in model.state_dict()}
+    renamed = {plain.get(name, name): tensor for name, tensor in state.items()}
+    # A sparse layer's state dict has weight_values where the dense one has weight.
+    for path, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseLayer):
+            name = f"{path}.weight" if path else "weight"
+            if dense_name(name) in state:
+                renamed.pop(dense_name(name), None)
+                renamed[name] = state[dense_name(name)]
+    try:
+        model.load_state_dict(renamed)
+    except RuntimeError as error:
+        raise ValueError(f"this state does not fit the model: {' '.join(str(error).split())}") from None
+
+
+def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimizer groups by *logical* shape: weights of two or more dimensions decay, the rest does not.
+
+    The values of a sparse layer are flat but stand for a matrix or a kernel, so they decay.
+    """
+    values = {id(module.values) for module in model.modules() if isinstance(module, SparseLayer)}
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        matrix = parameter.dim() >= 2 or id(parameter) in values
+        (decay if matrix else rest).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+def logical_numel(model: nn.Module) -> int:
+    """Number of parameters of the dense model."""
+    hidden = {id(m.values): torch.Size(m.weight_shape).numel() for m in model.modules() if isinstance(m, SparseLayer)}
+    return sum(hidden.get(id(parameter), parameter.numel()) for parameter in model.parameters())

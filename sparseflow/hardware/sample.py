@@ -1,0 +1,94 @@
+"""One run of a model on a sample, to see what each layer gets; nothing of it remains."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparseflow.hardware.workload import Kind
+
+Sample = Tensor | tuple[object, ...] | Mapping[str, object]
+
+
+@dataclass
+class Seen:
+    """What a layer got, summed over its calls: rows, the last image size, and whether its input needs a gradient."""
+
+    rows: int = 0
+    image: tuple[int, int] | None = None
+    needs_dx: bool = False
+    dtype: torch.dtype = torch.float32
+
+
+def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, list[nn.Module]]]) -> dict[str, Seen]:
+    """Runs the model once in eval mode, under the caller's autocast; RNGs, buffers and modes are restored bit for bit.
+
+    `sample` is a tensor, tuple or dict as the model's forward takes it. `layers` gives the kind and all
+    modules of each weight. A layer that is not reached keeps 0 rows.
+    """
+    seen = {name: Seen() for name in layers}
+    hooks = [
+        module.register_forward_pre_hook(_watch(seen[name], kind))
+        for name, (kind, modules) in layers.items()
+        for module in modules
+    ]
+    try:
+        with untouched(model), torch.enable_grad():
+            call(model, sample)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _watch(seen: Seen, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        device = x.device.type
+        autocast = torch.is_autocast_enabled(device)
+        seen.dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        seen.needs_dx |= x.requires_grad
+        if kind == "linear":
+            seen.rows += math.prod(x.shape[:-1])
+        else:
+            seen.rows += x.shape[0] if x.dim() == 4 else 1
+            seen.image = (x.shape[-2], x.shape[-1])
+
+    return hook
+
+
+def call(model: nn.Module, sample: Sample) -> object:
+    """The model's output for a tensor, a tuple of arguments, or a dict of named ones."""
+    if isinstance(sample, Tensor):
+        return model(sample)
+    if isinstance(sample, Mapping):
+        return model(**sample)
+    return model(*sample)
+
+
+@contextlib.contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards modes, buffers and the RNGs of torch, numpy and Python are what they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)

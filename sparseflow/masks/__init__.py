@@ -1,0 +1,34 @@
+"""WHAT is kept. Tensors in, masks out; knows no hardware, no model, no loop."""
+
+from sparseflow.masks import criteria, schedules
+from sparseflow.masks.allocation import Allocation, erk_densities
+from sparseflow.masks.criteria import Criterion, Scores
+from sparseflow.masks.floors import Floor
+from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
+from sparseflow.masks.patterns import Pattern, Unstructured
+from sparseflow.masks.schedules import Constant, Cubic, Schedule
+from sparseflow.masks.select import prune_tensors, shuffle_masks
+from sparseflow.masks.threshold import Threshold, apply_threshold, find_threshold
+
+__all__ = [
+    "Allocation",
+    "Constant",
+    "Criterion",
+    "Cubic",
+    "Floor",
+    "Masks",
+    "Pattern",
+    "Schedule",
+    "Scores",
+    "Threshold",
+    "Unstructured",
+    "apply_threshold",
+    "criteria",
+    "erk_densities",
+    "find_threshold",
+    "pack_bits",
+    "prune_tensors",
+    "schedules",
+    "shuffle_masks",
+    "unpack_bits",
+]

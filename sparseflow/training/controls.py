@@ -1,0 +1,71 @@
+"""Controls: the ticket's mask or its weights taken away, trained as the ticket was (Frankle & Carbin, 2019, §2).
+
+* reinit: the ticket's mask, newly drawn weights. Is it the mask alone?
+* shuffle: the mask shuffled within each layer, the ticket's own rewind point. Is it the counts per layer?
+* random: a random mask of equal counts per layer, newly drawn weights. Is it anything at all?
+
+The seed is paired: data order and noise are the ticket's own. Networks with newly drawn weights train all steps from
+0, those with rewound weights from the ticket's step.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sparseflow.files import Ticket
+from sparseflow.hardware.model import dense_state, load_dense_state
+from sparseflow.hardware.plan import Plan, densify, sparsify
+from sparseflow.masks.masks import Masks
+from sparseflow.masks.select import shuffle_masks
+from sparseflow.training import proof
+from sparseflow.training.records import Records, describe
+from sparseflow.training.seeds import derive
+from sparseflow.training.trainer import Trained, Trainer
+
+Kind = Literal["reinit", "shuffle", "random"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+def train_control(
+    trainer: Trainer, ticket: Ticket, kind: Kind, rewind_point: dict[str, Tensor], records: Records | None = None
+) -> Trained:
+    """Trains a control of the ticket, on the ticket's own plan. `rewind_point` is theta_k, whole: shuffle needs it.
+
+    The trainer's model serves as the body and holds the control's weights afterwards. `ValueError` for shuffle of a
+    ticket whose round kept its trained weights: they are zero where the shuffled mask would look.
+    """
+    masks, state, start = _control(trainer, ticket, kind, rewind_point)
+    model = densify(trainer.model)
+    load_dense_state(model, state)
+    plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
+    if plan is not None:
+        model = sparsify(model, masks, plan=plan)
+    expected = {n: torch.where(masks[n], t, 0.0) if n in masks else t for n, t in state.items()}
+    proof.prove_rewound(model, masks, expected)
+    records = records or Records(None)
+    progress = records.progress(ticket.round, masks, trainer.seed, kind)
+    trained = trainer.train(model, start=start, progress=progress)
+    proof.prove_pruned(model, masks)
+    trainer.model = model
+    records.finish(ticket.round, {**describe(ticket.round, masks, plan, trained), "kind": kind}, trained, kind)
+    return trained
+
+
+def _control(
+    trainer: Trainer, ticket: Ticket, kind: str, rewind_point: dict[str, Tensor]
+) -> tuple[Masks, dict[str, Tensor], int]:
+    if kind not in KINDS:
+        raise ValueError(f"no control {kind!r}; available: {', '.join(KINDS)}")
+    masks = ticket.masks.to(trainer.device)
+    if kind != "reinit":
+        masks = shuffle_masks(masks, derive(trainer.seed, kind, ticket.round))
+    if kind != "shuffle":
+        return masks, dense_state(trainer.build(kind, ticket.round)), 0
+    if ticket.provenance.get("rewind", "weights") != "weights":
+        raise ValueError("the shuffle control needs rewind='weights': other tickets have no weights at other places")
+    start = ticket.provenance.get("rewind_to", 0)
+    assert isinstance(start, int)
+    return masks, {name: tensor.to(trainer.device) for name, tensor in rewind_point.items()}, start

@@ -1,0 +1,281 @@
+"""The search for lottery tickets: iterative magnitude pruning with rewinding.
+
+Frankle & Carbin, 2019 (arXiv:1803.03635), and for rewinding to step k Frankle et al., 2020 (arXiv:1912.05671):
+
+    1. theta_0 ~ D, m = 1; train to step k and keep theta_k.
+    2. Train f(x; m * theta_k) from step k to theta_T.
+    3. Prune: of the survivors, the fraction with the smallest |theta_T| leaves m.
+    4. Rewind to m * theta_k and go on at 2.
+
+Round r trains the network after r prunings; round 0 is dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.files import Ticket
+from sparseflow.hardware.model import dense_state, load_dense_state
+from sparseflow.hardware.plan import Plan, densify, plan, sparsify
+from sparseflow.hardware.sample import Sample
+from sparseflow.masks import schedules
+from sparseflow.masks.allocation import Allocation
+from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.floors import Floor
+from sparseflow.masks.masks import Masks
+from sparseflow.masks.patterns import Pattern, Unstructured
+from sparseflow.training import proof
+from sparseflow.training.pruning import ParamFilter, prunable_weights, prune
+from sparseflow.training.records import Records, describe
+from sparseflow.training.schedules import Schedule
+from sparseflow.training.trainer import Stopped, Trainer
+
+Rewind = Literal["weights", "learning_rate", "none"]
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """How masks follow from masks: prune's names, and how much by which round."""
+
+    rounds: int
+    rate: float | None = None
+    density: float | None = None
+    schedule: Literal["constant", "cubic"] = "constant"
+    criterion: str | Criterion = "magnitude"
+    pattern: Pattern = Unstructured()
+    allocation: Allocation = "global"
+    rates: Mapping[str, float] | None = None
+    floor: Floor | None = None
+    param_filter: ParamFilter | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rounds < 0:
+            raise ValueError(f"rounds: expected 0 prunings or more, got {self.rounds}")
+        if self.rate is not None and self.density is not None:
+            raise ValueError("give rate (pruned in each round) or density (kept after the last round), not both")
+        if self.rate is None and self.density is None and self.rates is None:
+            raise ValueError("give rate (pruned in each round) or density (kept after the last round)")
+        if self.schedule != "constant" and self.density is None:
+            raise ValueError(f"schedule={self.schedule!r} needs density, the fraction to keep after the last round")
+        if self.density is not None:
+            schedules.get(self.schedule)(self.density)
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+        """The masks after the pruning of that number, 1 to `rounds`, from trained weights."""
+        density = None
+        if self.density is not None:
+            density = schedules.get(self.schedule)(self.density)(number / self.rounds)
+        return prune(
+            model,
+            density,
+            rate=self.rate,
+            masks=masks,
+            criterion=self.criterion,
+            pattern=self.pattern,
+            allocation=self.allocation,
+            rates=self.rates,
+            floor=self.floor,
+            param_filter=self.param_filter,
+            seed=self.seed,
+        )
+
+
+@dataclass
+class Round:
+    """One network to train: `model`, sparse by `masks`, at its rewind point. `finish` it when it is trained."""
+
+    index: int
+    model: nn.Module
+    masks: Masks
+    plan: Plan | None
+    # The state that training starts from: dense names → tensors, zeros at pruned places.
+    start: dict[str, Tensor] = field(repr=False)
+    # The state that later rounds rewind to: theta_k, whole.
+    rewind_point: dict[str, Tensor] = field(repr=False)
+    metrics: dict[str, Any] | None = None
+
+    @property
+    def density(self) -> float:
+        return self.masks.density
+
+    def mark_rewind_point(self) -> None:
+        """Makes the present weights theta_k. For rewinding to step k, call it there, in round 0."""
+        if self.index != 0:
+            raise ValueError(f"the rewind point belongs to round 0, this is round {self.index}")
+        self.rewind_point = dense_state(self.model)
+
+    def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
+        """Says that the model is trained. `metrics` goes with the ticket. Proves that no pruned weight moved."""
+        proof.prove_pruned(self.model, self.masks)
+        self.metrics = dict(metrics or {})
+
+    def ticket(self, provenance: Mapping[str, Any] | None = None) -> Ticket:
+        """The ticket: masks and the state to train them from."""
+        made_under = None if self.plan is None else self.plan.to_json()
+        about = {"algorithm": "imp", "round": self.index, "metrics": self.metrics or {}, **(provenance or {})}
+        state = self.start if self.index else self.rewind_point
+        return Ticket(self.masks, state, made_under, about)
+
+
+def rounds(
+    model: nn.Module,
+    rounds: int,
+    *,
+    rate: float | None = None,
+    density: float | None = None,
+    schedule: Literal["constant", "cubic"] = "constant",
+    rewind: Rewind = "weights",
+    backend: str | None = None,
+    sample: Sample | None = None,
+    criterion: str | Criterion = "magnitude",
+    pattern: Pattern = Unstructured(),
+    allocation: Allocation = "global",
+    rates: Mapping[str, float] | None = None,
+    floor: Floor | None = None,
+    param_filter: ParamFilter | None = None,
+    seed: int = 0,
+) -> Iterator[Round]:
+    """IMP around one's own training loop: yields `rounds` + 1 networks to train, the first one dense.
+
+        for round in sf.rounds(model, rounds=10, rate=0.2):
+            train(round.model)
+            round.finish({"accuracy": accuracy})
+
+    Each round needs a fresh optimizer: the parameters are new ones. `rate` prunes that fraction of the survivors
+    in each round; `density` says what the last round keeps. `rewind`: "weights" goes back to theta_0 (or to where
+    `round.mark_rewind_point()` was called in round 0); "learning_rate" (Renda et al., 2020, arXiv:2003.02389) and
+    "none" keep the trained weights, and differ in the learning rate that one then uses. With `sample`, an input
+    batch, layers are planned (`backend="auto"`) and each round proves that it computes what the dense model does;
+    without one, they run on the backend named, by default "dense". Raises ProofError where a round broke a rule.
+    """
+    backend = backend or ("dense" if sample is None else "auto")
+    pruning = Pruning(
+        rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed
+    )
+    yield from _search(model, pruning, rewind, backend, sample, Records(None))
+
+
+def _search(
+    model: nn.Module, pruning: Pruning, rewind: Rewind, backend: str, sample: Sample | None, records: Records
+) -> Iterator[Round]:
+    _check_rewind(rewind)
+    shapes = {name: weight.shape for name, weight in prunable_weights(model, pruning.param_filter).items()}
+    device = next(model.parameters()).device
+    theta_0 = dense_state(model)
+    round = Round(0, model, Masks.ones(shapes, device), None, theta_0, records.rewind_point(device) or theta_0)
+    first = records.finished_rounds()
+    if first:
+        # The run goes on behind the last round on record, with its masks and trained weights.
+        last = records.trained(first - 1)
+        round = Round(first - 1, model, last.masks.to(device), None, {}, round.rewind_point, {})
+        load_dense_state(model, last.state)
+    else:
+        yield from _train(round)
+    for index in range(round.index + 1, pruning.rounds + 1):
+        masks = pruning(model, round.masks, index)
+        model = densify(model)
+        if rewind == "weights":
+            load_dense_state(model, round.rewind_point)
+        start = _masked(dense_state(model), masks)
+        chosen = _plan(model, masks, backend, sample, records, index)
+        model = sparsify(model, masks, plan=chosen)
+        proof.prove_rewound(model, masks, start)
+        proof.prove_pruned(model, masks)
+        if sample is not None:
+            proof.prove_equal_to_dense(model, sample)
+        round = Round(index, model, masks, chosen, start, round.rewind_point)
+        yield from _train(round)
+
+
+def _train(round: Round) -> Iterator[Round]:
+    yield round
+    if round.metrics is None:
+        raise RuntimeError(f"round {round.index} was not finished: call round.finish() after training it")
+
+
+def _plan(
+    model: nn.Module, masks: Masks, backend: str, sample: Sample | None, records: Records, index: int
+) -> Plan:
+    recorded = records.plan(index)
+    chosen = recorded if recorded is not None else plan(model, masks, sample, backend)
+    records.keep_plan(index, chosen)
+    return chosen
+
+
+def _masked(state: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+    return {
+        name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()
+    }
+
+
+def _check_rewind(rewind: str) -> None:
+    choices = ("weights", "learning_rate", "none")
+    if rewind not in choices:
+        raise ValueError(f"rewind: expected one of {', '.join(choices)}, got {rewind!r}")
+
+
+def imp(
+    trainer: Trainer,
+    *,
+    rounds: int,
+    rate: float | None = None,
+    density: float | None = None,
+    schedule: Literal["constant", "cubic"] = "constant",
+    rewind_to: int = 0,
+    rewind: Rewind = "weights",
+    backend: str = "auto",
+    criterion: str | Criterion = "magnitude",
+    pattern: Pattern = Unstructured(),
+    allocation: Allocation = "global",
+    rates: Mapping[str, float] | None = None,
+    floor: Floor | None = None,
+    param_filter: ParamFilter | None = None,
+    seed: int = 0,
+    records: Records | None = None,
+) -> Iterator[Ticket]:
+    """Yields a ticket after each of `rounds` + 1 trainings; `ticket.provenance["metrics"]` says how it did.
+
+    `rewind_to` is step k: rounds from 1 on start there, with the learning rate, data order and noise of that step,
+    a fresh optimizer and, with `rewind="weights"`, the weights and BatchNorm statistics. "learning_rate" keeps the
+    trained weights (Renda et al., 2020, arXiv:2003.02389), "none" also stays at the last learning rate
+    (fine-tuning). One-shot pruning is `rounds=1`. With `records`, a folder, a stopped run resumes by the same call.
+    The rest as in `rounds`.
+    """
+    if not 0 <= rewind_to < trainer.steps:
+        raise ValueError(f"rewind_to: expected a step in [0, {trainer.steps}), got {rewind_to}")
+    records = records or Records(None)
+    pruning = Pruning(
+        rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed
+    )
+    yield from records.tickets()
+    for round in _search(trainer.model, pruning, rewind, backend, trainer.sample(), records):
+        trained = trainer.train(
+            round.model,
+            start=rewind_to if round.index else 0,
+            schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
+            at_step={rewind_to: lambda: _mark(round, records)} if round.index == 0 and rewind_to else None,
+            progress=records.progress(round.index, round.masks, trainer.seed),
+        )
+        round.finish(describe(round.index, round.masks, round.plan, trained))
+        ticket = round.ticket({"seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to})
+        records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
+        trainer.model, trainer.last = round.model, trained
+        yield ticket
+        if trainer.should_stop() and round.index < rounds:
+            raise Stopped(trainer.steps)
+
+
+def _mark(round: Round, records: Records) -> None:
+    round.mark_rewind_point()
+    records.keep_rewind_point(round.rewind_point)
+
+
+def _last_rate(trainer: Trainer) -> Schedule:
+    factor = trainer.schedule(trainer.steps - 1)
+    return lambda step: factor

@@ -1,0 +1,120 @@
+"""Each round proves itself (DESIGN rule 5): what the paper assumes is checked, and a violation stops the run.
+
+Survivors equal the rewind point bit for bit; pruned weights are zero before and after training; one batch through
+the sparse model equals the densified model, outputs and gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from sparseflow.hardware.model import dense_state, sparse_layers
+from sparseflow.hardware.names import dense_name
+from sparseflow.hardware.plan import densify
+from sparseflow.hardware.sample import Sample, call, untouched
+
+# RMS error over RMS reference. A product of n terms in another order errs by about sqrt(n) roundings.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+class ProofError(RuntimeError):
+    """A round broke a rule of its own protocol. The text names the parameter."""
+
+
+def prove_rewound(model: nn.Module, masks: Mapping[str, Tensor], rewind: Mapping[str, Tensor]) -> None:
+    """Survivors, unpruned parameters and buffers are the rewind point's, bit for bit; pruned weights are +0.0."""
+    state = dense_state(model)
+    for name, tensor in state.items():
+        if name not in rewind:
+            raise ProofError(f"{name}: the rewind point has no such tensor")
+        expected = rewind[name].to(tensor.device)
+        if name in masks:
+            expected = torch.where(masks[name].to(tensor.device), expected, 0.0)
+        if not _same_bits(tensor, expected):
+            raise ProofError(f"{name}: survivors differ from the rewind point, or a pruned weight is not zero")
+
+
+def prove_pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """No weight stands where the mask has pruned, neither in the dense view nor in the stored values."""
+    layers = sparse_layers(model)
+    for name, mask in masks.items():
+        if name not in layers:
+            if not bool(mask.all()):
+                raise ProofError(f"{name}: its mask prunes, but the layer is dense")
+            continue
+        layer = layers[name]
+        if not torch.equal(layer.mask, mask.to(layer.values.device)):
+            raise ProofError(f"{name}: the layer has another mask than the round")
+        values = layer.values.detach()
+        if not torch.equal(layer.op.pack_values(layer.op.unpack_values(values)), values):
+            raise ProofError(f"{name}: a pruned weight is not zero")
+        if not torch.isfinite(values).all():
+            raise ProofError(f"{name}: a weight is not finite")
+
+
+def prove_equal_to_dense(model: nn.Module, sample: Sample) -> None:
+    """One batch through the model and through its densified copy: outputs and gradients agree to `TOLERANCE`.
+
+    In eval mode, on a copy of the model, so that nothing of the run is touched. Costs two forward and backward passes.
+    """
+    layers = sparse_layers(model)
+    if not layers:
+        return
+    sparse = copy.deepcopy(model)
+    dense = densify(copy.deepcopy(model))
+    outputs = {}
+    for key, one in (("sparse", sparse), ("dense", dense)):
+        one.zero_grad()
+        with untouched(one):
+            output = _first_tensor(call(one, sample))
+            # A fixed cotangent without symmetry, so that wrong gradients cannot cancel.
+            weights = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
+            (output * weights).sum().backward()
+        outputs[key] = output.detach()
+    _close("the model's output", outputs["sparse"], outputs["dense"])
+    gradients = {dense_name(name): parameter.grad for name, parameter in dense.named_parameters()}
+    masks = {name: layer.mask for name, layer in layers.items()}
+    twins = sparse_layers(sparse)
+    for raw, parameter in sparse.named_parameters():
+        name, reference = dense_name(raw), gradients[dense_name(raw)]
+        if parameter.grad is None or reference is None:
+            continue
+        got = parameter.grad
+        if name in twins:
+            got, reference = twins[name].unpack(got), torch.where(masks[name], reference, 0.0)
+        _close(f"the gradient of {name}", got, reference)
+
+
+def _close(what: str, got: Tensor, reference: Tensor) -> None:
+    scale = reference.double().pow(2).mean().sqrt()
+    error = (got.double() - reference.double()).pow(2).mean().sqrt()
+    if not bool(error <= TOLERANCE[got.dtype] * scale + 1e-30):
+        raise ProofError(
+            f"{what} differs between the sparse and the dense model: relative RMS error "
+            f"{float(error / scale):.2e}, allowed {TOLERANCE[got.dtype]:.0e}"
+        )
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    # torch.equal calls -0.0 and 0.0 the same, and NaN unequal to itself.
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(_bits(a), _bits(b))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _first_tensor(output: object) -> Tensor:
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        return _first_tensor(next(iter(output.values())))
+    if isinstance(output, (tuple, list)):
+        return _first_tensor(output[0])
+    raise TypeError(f"expected the model to return a tensor, tuple or mapping, got {type(output).__name__}")

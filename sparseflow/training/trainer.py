@@ -1,0 +1,291 @@
+"""Trainer: trains one network for a number of steps, on whatever accelerate finds.
+
+Steps are the unit. What a step does is a pure function of (seed, step): its examples, its learning rate, and the
+numbers that dropout draws. So rewinding to step k is starting at k, and a resumed run repeats nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from sparseflow.data import Data
+from sparseflow.hardware.model import param_groups
+from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.training.evaluation import Evaluation, Loss, cross_entropy, evaluate
+from sparseflow.training.order import Order
+from sparseflow.training.progress import Progress, optimizer_state, restore_optimizer
+from sparseflow.training.schedules import Schedule, constant
+from sparseflow.training.seeds import build_seeded, derive
+
+MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
+# What happens during training, as plain data: {"event": "step", "step": 100, "loss": 0.3, ...}.
+Listener = Callable[[dict[str, Any]], None]
+
+
+class Stopped(Exception):
+    """Training ended before its last step because it was asked to; what it reached is saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training gave. `test` was measured at the early-stop step, the one of least validation loss."""
+
+    steps: int
+    early_stop_step: int
+    validation_loss: float
+    test: Evaluation
+    test_at_end: Evaluation
+    # Seconds of the steps alone, of one step (median over stretches), and with all evaluations.
+    step_seconds: float
+    seconds: float
+    early_state: dict[str, Tensor] = field(repr=False)
+
+
+class Trainer:
+    """How networks of one task are trained; `imp`, controls and `train` use it again and again.
+
+    `model` is a module, or a function that makes one from torch's global RNG (needed by controls that draw new
+    weights; it is called under the run's seed). `optimizer` takes parameters or groups: partial(torch.optim.Adam,
+    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only. `schedule` is the factor on the learning
+    rate at a step. `accumulate` splits each batch into that many micro-batches; `clip` bounds the gradient norm.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Callable[[], nn.Module],
+        data: Data,
+        *,
+        optimizer: MakeOptimizer,
+        steps: int,
+        batch_size: int,
+        seed: int = 0,
+        loss: Loss = cross_entropy,
+        schedule: Schedule | None = None,
+        weight_decay: float = 0.0,
+        clip: float | None = None,
+        accumulate: int = 1,
+        evaluate_every: int | None = None,
+        accelerator: Accelerator | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        if steps < 1:
+            raise ValueError(f"steps: expected at least 1, got {steps}")
+        if accumulate < 1 or batch_size % accumulate:
+            raise ValueError(f"accumulate: expected a divisor of batch_size {batch_size}, got {accumulate}")
+        self.data = data
+        self.make_optimizer = optimizer
+        self.steps = steps
+        self.seed = seed
+        self.loss = loss
+        self.schedule = schedule or constant()
+        self.weight_decay = weight_decay
+        self.clip = clip
+        self.accumulate = accumulate
+        self.evaluate_every = evaluate_every or max(1, steps // 20)
+        self.order = Order(len(data.train), batch_size, derive(seed, "data"))
+        self.listener: Listener = listener or (lambda event: None)
+        # Asked at each step; a signal handler may answer True.
+        self.should_stop: Callable[[], bool] = lambda: False
+        self._accelerator = accelerator
+        self._build = None if isinstance(model, nn.Module) else model
+        # The result of the last training that `imp` ran.
+        self.last: Trained | None = None
+        self.model = model if isinstance(model, nn.Module) else self.build()
+        self.model.to(self.device)
+
+    @property
+    def accelerator(self) -> Accelerator:
+        if self._accelerator is None:
+            self._accelerator = Accelerator()
+        return self._accelerator
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def build(self, *labels: object) -> nn.Module:
+        """A new model under a seed of its own: `build()` is the run's, `build("reinit", 3)` another draw."""
+        if self._build is None:
+            raise ValueError(
+                "new weights need a function that makes the model, and this Trainer was given a module; "
+                "pass the function instead: Trainer(lambda: MyModel(), ...)"
+            )
+        return build_seeded(self._build, derive(self.seed, "init", *labels)).to(self.device)
+
+    def sample(self) -> Tensor:
+        """The inputs of the first step, for plans and proofs."""
+        x, _ = self.data.train.batch(self.order.indices(0))
+        return x.to(self.device)
+
+    def train(
+        self,
+        model: nn.Module,
+        *,
+        start: int = 0,
+        schedule: Schedule | None = None,
+        at_step: dict[int, Callable[[], None]] | None = None,
+        progress: Progress | None = None,
+    ) -> Trained:
+        """Trains the model in place from step `start` to the last, with a fresh optimizer.
+
+        `at_step` calls functions before the step of that number (`steps` for after the last). `progress` saves what
+        has been done and resumes it. Raises Stopped when asked to stop, FloatingPointError where the loss is not
+        finite, and leaves the final weights in the model.
+        """
+        run = _Run(self, model, start, schedule or self.schedule, progress)
+        began = time.perf_counter()
+        for step in run.remaining():
+            if at_step and step in at_step:
+                at_step[step]()
+            run.step(step)
+        if at_step and self.steps in at_step:
+            at_step[self.steps]()
+        return run.finish(began)
+
+
+class _Run:
+    """One call of `Trainer.train`."""
+
+    def __init__(
+        self, trainer: Trainer, model: nn.Module, start: int, schedule: Schedule, progress: Progress | None
+    ) -> None:
+        self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
+        self.start = start
+        self.accelerator = trainer.accelerator
+        decay = trainer.weight_decay
+        optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
+        check_optimizer(optimizer, model)
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.bare = optimizer
+        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.noise = derive(trainer.seed, "noise")
+        self.best_loss, self.best_step = float("inf"), start
+        self.best_state: dict[str, Tensor] = {}
+        self.stretches: list[float] = []
+        self.clock = 0.0
+        self.last_loss: Tensor | None = None
+        if progress is not None and progress.saved is not None:
+            self._restore(progress)
+
+    def remaining(self) -> Iterator[int]:
+        """The steps still to do, with evaluations and stops between them."""
+        trainer = self.trainer
+        self.prepared.train()
+        stretch, self.clock = self.start, time.perf_counter()
+        for step in range(self.start, trainer.steps):
+            yield step
+            done = step + 1
+            stop = trainer.should_stop() and done < trainer.steps
+            if done % trainer.evaluate_every == 0 or done == trainer.steps or stop:
+                self.stretches.append((time.perf_counter() - self.clock) / (done - stretch))
+                if not stop or done % trainer.evaluate_every == 0:
+                    self._validate(done)
+                self._keep(done, stop)
+                stretch, self.clock = done, time.perf_counter()
+
+    def step(self, step: int) -> None:
+        """One optimizer step."""
+        trainer, accelerator = self.trainer, self.accelerator
+        factor = self.schedule(step)
+        for group, rate in zip(self.bare.param_groups, self.rates):
+            group["lr"] = rate * factor
+        _seed(self.noise + step, trainer.device)
+        indices = trainer.order.indices(step)
+        for part in indices.chunk(trainer.accumulate) if trainer.accumulate > 1 else (indices,):
+            x, y = trainer.data.train.batch(part)
+            x, y = x.to(trainer.device, non_blocking=True), y.to(trainer.device, non_blocking=True)
+            loss = trainer.loss(self.prepared(x), y)
+            accelerator.backward(loss / trainer.accumulate if trainer.accumulate > 1 else loss)
+        if trainer.clip is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), trainer.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.last_loss = loss.detach()
+
+    def finish(self, began: float) -> Trained:
+        """Measures on the test split, at early stop and at the end."""
+        trainer = self.trainer
+        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        at_end = self._test()
+        last = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        self.model.load_state_dict(self.best_state)
+        at_best = self._test() if self.best_step != trainer.steps else at_end
+        self.model.load_state_dict(last)
+        self.model.zero_grad()
+        if self.progress is not None:
+            self.progress.clear()
+        return Trained(
+            steps=trainer.steps - self.start,
+            early_stop_step=self.best_step,
+            validation_loss=self.best_loss,
+            test=at_best,
+            test_at_end=at_end,
+            step_seconds=median(self.stretches) if self.stretches else float("nan"),
+            seconds=time.perf_counter() - began,
+            early_state=self.best_state,
+        )
+
+    def _test(self) -> Evaluation:
+        return evaluate(self.model, self.trainer.data.test, loss=self.trainer.loss, device=self.trainer.device)
+
+    def _validate(self, done: int) -> None:
+        trainer = self.trainer
+        loss = float("nan") if self.last_loss is None else float(self.last_loss)
+        split = trainer.data.validation
+        found = evaluate(self.prepared, split, loss=trainer.loss, device=trainer.device)
+        if not torch.isfinite(torch.tensor([loss, found.loss])).all():
+            raise FloatingPointError(
+                f"the loss is not finite at step {done} (training {loss}, validation {found.loss}); nothing of it "
+                "was saved. Lower the learning rate, clip the gradient, or warm up longer"
+            )
+        if found.loss < self.best_loss:
+            self.best_loss, self.best_step = found.loss, done
+            self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        trainer.listener(
+            {
+                "event": "step",
+                "step": done,
+                "steps": trainer.steps,
+                "loss": loss,
+                "validation_loss": found.loss,
+                "validation_accuracy": found.accuracy,
+                "step_seconds": self.stretches[-1],
+            }
+        )
+
+    def _keep(self, done: int, stop: bool) -> None:
+        if self.progress is not None and done < self.trainer.steps and (stop or self.progress.due()):
+            state = {"step": done, "best_loss": self.best_loss, "best_step": self.best_step}
+            self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
+        if stop:
+            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+            self.accelerator.free_memory()
+            raise Stopped(done)
+
+    def _restore(self, progress: Progress) -> None:
+        saved = progress.saved
+        assert saved is not None
+        self.model.load_state_dict(saved.model)
+        restore_optimizer(self.model, self.bare, saved.optimizer)
+        self.start = int(saved.state["step"])
+        self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
+        self.best_state = saved.best
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
