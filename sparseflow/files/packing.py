@@ -54,7 +54,8 @@ def unpack(tensors: StoredTensors, name: str, record: Masked) -> tuple[Tensor, T
         place.expect(
             Rule.NNZ, "a number of nonzero weights of", record.nnz - record.kept_zeros, _nonzero(dense)
         )
-        return dense, dense != 0
+        # A kept -0.0 is among the zeros that a dense file loses; what is pruned is +0.0 in memory too.
+        return dense.masked_fill_(dense == 0, 0.0), dense != 0
     wanted = mask_parts(record.encoding, record.shape, record.nnz)
     parts = {part: tensors.read(part_name(name, part)) for part in wanted}
     mask = decode_mask(parts, record.shape, record.nnz, place)

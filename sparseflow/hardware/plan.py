@@ -27,6 +27,10 @@ class Candidate:
     cost: Cost | None
     reason: str | None
 
+    def to_json(self) -> dict[str, object]:
+        """Plain data; `seconds` is the sum over the parts of the cost."""
+        return {**asdict(self), "seconds": None if self.cost is None else self.cost.seconds}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -62,8 +66,8 @@ class Plan:
 
     def to_json(self) -> dict[str, object]:
         """Plain data for `result.json`, checkpoints and tickets."""
-        rows = json.loads(json.dumps([asdict(row) for row in self.rows]))
-        return {"rows": rows, "left_dense": dict(self.left_dense)}
+        rows = [{**asdict(row), "candidates": [one.to_json() for one in row.candidates]} for row in self.rows]
+        return {"rows": json.loads(json.dumps(rows)), "left_dense": dict(self.left_dense)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, object]) -> Plan:

@@ -109,8 +109,8 @@ def erk_weights(layers: Mapping[str, Layer]) -> dict[str, Fraction]:
 def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
     """Returns each layer's density under ERK before it is rounded to a count.
 
-    A layer whose density would exceed 1 is dense, and the others take its excess: the mean over all weights is
-    `density`.
+    A layer whose density would exceed 1 is dense, and the others take its excess: the mean over all weights
+    is `density`.
     """
     check_density(density)
     layers = {name: Layer(shape, prod(shape), prod(shape)) for name, shape in shapes.items()}

@@ -26,8 +26,8 @@ class Keys:
     """The keys of the survivors' scores: bits of a finite float, sign apart, order like the float.
 
     -0.0 and +0.0 get the same key. Dtypes that differ are promoted. survivors: bool tensors, True for the
-    scores that take part; None: all do. Raises TypeError for a dtype that is not bfloat16, float16, float32 or
-    float64.
+    scores that take part; None: all do. Raises TypeError for a dtype that is not bfloat16, float16, float32
+    or float64.
     """
 
     scores: Scores

@@ -65,7 +65,8 @@ def prune_tensors(
             counts = _counts(layers, lower, allocation, density, rate, rates)
             units = _keep_counts(scores, survivors, layers, counts)
         check_none_empty(_kept(units), layers, lower, str(criterion))
-        return Masks({name: pattern.elements(unit, weights[name].shape) for name, unit in units.items()})
+        kept = {name: pattern.elements(unit, weights[name].shape) for name, unit in units.items()}
+        return Masks(kept if masks is None else {name: mask & masks[name] for name, mask in kept.items()})
 
 
 def shuffle_masks(masks: Mapping[str, Tensor], seed: int) -> Masks:

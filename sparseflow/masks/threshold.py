@@ -1,9 +1,9 @@
 """The exact global threshold: which scores are the lowest k, by radix over the bits of their keys.
 
-Counting the digits of the keys, 16 bits at a time from the top, finds the k-th lowest in one pass (16-bit floats),
-two (float32) or four (float64), without a sort, a concatenation or a copy beyond one chunk. Counts are integers,
-so the result does not depend on threads, processes or the order of sums. Equal scores are pruned lowest global
-index first, as by a stable sort.
+Counting the digits of the keys, 16 bits at a time from the top, finds the k-th lowest in one pass (16-bit
+floats), two (float32) or four (float64), without a sort, a concatenation or a copy beyond one chunk. Counts
+are integers, so the result does not depend on threads, processes or the order of sums. Equal scores are
+pruned lowest global index first, as by a stable sort.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -113,7 +113,7 @@ def _next_digits(keys: Keys, shift: int, prefix: int) -> Tensor:
 
 
 def _locate(histogram: Tensor, rank: int) -> tuple[int, int]:
-    """Returns the digit of the `rank`-th lowest entry, counted from 1, and its rank among those of that digit."""
+    """Returns the digit of the `rank`-th lowest entry (from 1) and its rank among those of that digit."""
     running = histogram.cumsum(0)
     digit = int(torch.searchsorted(running, rank))
     return digit, rank - int(running[digit] - histogram[digit])

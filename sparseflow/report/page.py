@@ -44,8 +44,13 @@ def write_report(
 
     `masks` maps round → parameter name → mask, for the rounds to picture, each in the order of the layers;
     `input_shape`, (H, W) or (C, H, W), lays the inputs of the first layer out as an image.
-    Raises ValueError where `result` lacks a field or has one of the wrong type.
+    Raises ValueError where `result` lacks a field or has one of the wrong type, TypeError for flat `masks`.
     """
+    if masks is not None and not all(isinstance(number, int) for number in masks):
+        raise TypeError(
+            "masks maps round → parameter name → mask; for the masks of one round pass {round: masks}, "
+            f"got keys {', '.join(map(repr, masks))}"
+        )
     run = read_result(result)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sparseflow.report"),

@@ -66,6 +66,20 @@ class Records:
         assert isinstance(found, Weights)
         return found
 
+    def early(self, index: int) -> Weights:
+        """The weights at early stop of the newest round."""
+        found = load(self._path(index, "early.safetensors"))
+        assert isinstance(found, Weights)
+        return found
+
+    def forget_plans(self) -> None:
+        """Removes the plans of rounds that are not done, so that they are made anew."""
+        if self.folder is not None:
+            done = self.finished_rounds()
+            for path in self.folder.glob("round-*.plan.json"):
+                if int(path.name[6:8]) >= done:
+                    path.unlink()
+
     def rewind_point(self, device: torch.device) -> dict[str, Tensor] | None:
         """theta_k, where it has been kept."""
         if self.folder is None or not (self.folder / "rewind.safetensors").exists():

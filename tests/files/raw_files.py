@@ -1,4 +1,4 @@
-"""Files taken apart and put together byte by byte, without the code under test, so that a test can spoil any part."""
+"""Files taken apart and put together byte by byte, without the code under test, to spoil any part of them."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ from sparseflow.masks.masks import Masks
 
 @dataclass
 class RawFile:
-    """`header` is the safetensors header without `__metadata__`, `content` our JSON, `data` the tensors' bytes."""
+    """`header` is the safetensors header without `__metadata__`, `content` our JSON, `data` what follows."""
 
     header: dict[str, Any]
     metadata: dict[str, Any]
@@ -92,11 +92,11 @@ def framed(header: bytes) -> bytes:
 
 
 def small_ticket() -> Ticket:
-    """A bitmask layer of 15 weights with a kept zero, a CSR layer of 2 × 40, a bfloat16 kernel, three buffers."""
+    """A bitmask layer with a kept -0.0, a CSR layer, a bfloat16 kernel, a bias and two buffers."""
     fc = torch.tensor([[1.0, 0, -2, 0, 3], [0, -0.0, 0, 0, 0], [4, 5, 0, 6, 0]])
     kept = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 0, 0, 0], [1, 1, 0, 1, 0]], dtype=torch.bool)
-    wide = torch.zeros(2, 400)
-    wide[0, 3], wide[0, 399], wide[1, 0] = 1.5, -2.5, 3.5
+    wide = torch.zeros(2, 200)
+    wide[0, 3], wide[0, 199], wide[1, 0] = 1.5, -2.5, 3.5
     conv = torch.arange(-8.0, 8.0).reshape(2, 2, 2, 2).bfloat16()
     masks = Masks({"fc.weight": kept, "wide.weight": wide != 0, "conv.weight": conv != 0})
     rewind: dict[str, Tensor] = {"fc.weight": fc, "wide.weight": wide, "conv.weight": conv}

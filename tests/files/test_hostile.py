@@ -197,7 +197,7 @@ HOSTILE: dict[str, tuple[Rule, Spoil]] = {
     "other dtype in our JSON": (Rule.DTYPE, content_entry("I32", "stored", "fc.bias", "dtype")),
     "other shape in our JSON": (Rule.SHAPE, content_entry([3, 1], "stored", "fc.bias", "shape")),
     "integer values": (Rule.DTYPE, other_bytes(FC_VALUES, bytes(28), dtype="I32")),
-    "signed columns": (Rule.DTYPE, other_bytes(WIDE_COLS, struct.pack("<3h", 3, 399, 0), dtype="I16")),
+    "signed columns": (Rule.DTYPE, other_bytes(WIDE_COLS, struct.pack("<3h", 3, 199, 0), dtype="I16")),
     "terabyte from a kilobyte": (Rule.DENSE_BYTES, huge_layer),
     "payload changed": (Rule.SHA256, lambda raw: raw.tensor("fc.bias").__setitem__(0, 1)),
     "bool of 2": (Rule.BOOL, other_bytes("bn.flags", b"\2\0\1")),
@@ -218,8 +218,8 @@ HOSTILE: dict[str, tuple[Rule, Spoil]] = {
         Rule.INDPTR,
         other_bytes(WIDE_INDPTR, struct.pack("<4i", 0, 1, 2, 3), [4]),
     ),
-    "column outside": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 3, 400, 0))),
-    "columns fall": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 399, 3, 0))),
+    "column outside": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 3, 200, 0))),
+    "columns fall": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 199, 3, 0))),
     "column twice": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 3, 3, 0))),
 }
 
@@ -270,11 +270,11 @@ def test_the_cap_holds_for_plain_files_and_can_be_raised(tmp_path: Path) -> None
 def test_the_error_names_file_tensor_and_rule(tmp_path: Path) -> None:
     path = tmp_path / "ticket"
     raw = saved(path)
-    raw.replace(WIDE_COLS, struct.pack("<3H", 3, 400, 0))
+    raw.replace(WIDE_COLS, struct.pack("<3H", 3, 200, 0))
     path.write_bytes(raw.to_bytes())
     with pytest.raises(SparseFormatError) as caught:
         load(path)
     assert str(caught.value) == (
-        f"{path}: tensor 'wide.weight' breaks the rule 'cols': expected columns from 0 to 399, got 0 to 400; "
+        f"{path}: tensor 'wide.weight' breaks the rule 'cols': expected columns from 0 to 199, got 0 to 200; "
         "get the file again"
     )

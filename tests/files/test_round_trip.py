@@ -135,7 +135,7 @@ def test_the_parts_of_a_small_layer(tmp_path: Path) -> None:
     # Bits 0, 2, 4, 6 | 10, 11, 13 of 15, the lowest bit first.
     assert raw["fc.weight.sp.bitmask"].tolist() == [0b01010101, 0b00101100]
     assert raw["wide.weight.sp.indptr"].tolist() == [0, 2, 3]
-    assert raw["wide.weight.sp.cols"].tolist() == [3, 399, 0]
+    assert raw["wide.weight.sp.cols"].tolist() == [3, 199, 0]
     assert raw["wide.weight.sp.cols"].dtype == torch.uint16
 
 

@@ -1,0 +1,175 @@
+"""sparseflow on the command line. Exit status: 0 done, 1 error, 2 wrong input, 75 stopped by a signal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes with sparseflow.")],
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
+    settings: Set = None,
+    plan: Annotated[Path | None, typer.Option(help="Replay the plans of a result.json.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    replan: Annotated[bool, typer.Option("--replan", help="Plan unfinished rounds anew; not bit-identical.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find a lottery ticket, train its controls, and write result, report and ticket into a folder."""
+    from sparseflow import data, runs
+    from sparseflow.display import make_display
+    from sparseflow.recipes import load_recipe
+    from sparseflow.report import summary
+    from sparseflow.training.trainer import Stopped
+    from sparseflow.workers import STOPPED, run_all
+
+    chosen = load_recipe(recipe, settings or [])
+    folder = out or Path("runs") / chosen.name
+    found = runs.open_run(folder, chosen, resume)
+    replayed = None if plan is None else runs.read_plans(plan, chosen)
+    _make_local(chosen.data.name, data)
+    runs.check(chosen)
+    runs.begin(found, replan)
+    started = time.monotonic()
+    networks = runs.trainings(chosen)
+    with (
+        open(folder / "metrics.jsonl", "a") as metrics,
+        make_display(chosen.seeds, networks, chosen.training.steps) as display,
+    ):
+
+        def listen(event: dict[str, Any]) -> None:
+            metrics.write(json.dumps(event) + "\n")
+            metrics.flush()
+            display.show(event)
+
+        try:
+            run_all(found, listen, replayed, replan)
+        except Stopped as stopped:
+            runs.note_stop(found, STOPPED, stopped.step, time.monotonic() - started)
+            typer.echo(f"stopped; go on with: sparseflow run {recipe} --out {folder} --resume", err=True)
+            raise typer.Exit(STOPPED) from None
+    result = runs.finish(found, started)
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        typer.echo(summary(result))
+        typer.echo(f"\nreport: {folder / 'report.html'}\nticket: {folder / 'ticket.safetensors'}")
+
+
+@app.command()
+def plan(
+    recipe: Annotated[str, typer.Argument(help="A recipe's file or name.")],
+    density: Annotated[float, typer.Option(help="The fraction of weights to keep.")] = 0.1,
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time every backend on a recipe's layers at a density, on this machine, and say which would run them and why."""
+    from sparseflow import data, runs
+    from sparseflow.recipes import load_recipe
+
+    chosen = load_recipe(recipe, settings or [])
+    _make_local(chosen.data.name, data)
+    made = runs.plan_recipe(chosen, density)
+    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A safetensors file, or a run's folder.")], as_json: AsJson = False
+) -> None:
+    """Say what a ticket, a weights file or a run holds."""
+    from sparseflow import runs
+
+    found = runs.describe_file(path)
+    typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="A run's folder, a ticket or a weights file.")],
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    form: Annotated[str, typer.Option("--format", help="dense: loads anywhere; compact: small.")] = "dense",
+    as_json: AsJson = False,
+) -> None:
+    """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact."""
+    from sparseflow import runs
+
+    runs.export(source, target, form)
+    size = target.stat().st_size
+    typer.echo(json.dumps({"path": str(target), "bytes": size}) if as_json else f"{target}: {size:,} bytes, {form}")
+
+
+@app.command(name="data")
+def fetch_data(
+    name: Annotated[str | None, typer.Argument(help="What to fetch; without it, list all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a data set, or list which are on this machine."""
+    from sparseflow import data
+
+    found = {name: str(data.fetch(name))} if name else data.available()
+    typer.echo(json.dumps(found) if as_json else "\n".join(f"{key:<16} {place}" for key, place in found.items()))
+
+
+@app.command()
+def backends(as_json: AsJson = False) -> None:
+    """List the backends installed here, and whether each can run a plain linear layer on this machine."""
+    from sparseflow.hardware import backends as installed
+    from sparseflow.hardware.workload import Workload
+
+    work = Workload(shape=(512, 512), rows=128, density=0.1)
+    found = {name: installed.get(name).unsupported(work) for name in installed.available()}
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        typer.echo("\n".join(f"{name:<16} {reason or 'ready'}" for name, reason in found.items()))
+
+
+def main() -> None:
+    """The entry point: a wrong input is one line and status 2, without a traceback."""
+    # A recipe may name `module:function` beside it; a console script does not look there by itself.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        app()
+    except (ValueError, TypeError) as error:
+        if "--traceback" in sys.argv:
+            raise
+        print(f"sparseflow: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _make_local(name: str, data: Any) -> None:
+    """Fetches one of our data sets where it is not on this machine yet."""
+    if data.available().get(name, "").startswith("not here"):
+        typer.echo(f"fetching {name} …", err=True)
+        data.fetch(name)
+
+
+def _text(found: dict[str, Any]) -> str:
+    layers = found.pop("layers", {})
+    lines = [f"{key}: {value}" for key, value in found.items()]
+    lines += [
+        f"  {name:<32} {row['shape']!s:<20} {row['kept']:>12,} kept  {row['density']:.3%}" for name, row in layers.items()
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

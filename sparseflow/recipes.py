@@ -1,0 +1,260 @@
+"""Recipes: a YAML file that says everything of a run, checked before anything starts.
+
+Every field is typed and unknown keys are errors with the nearest match. `load_recipe` reads a file or one of the
+recipes that come with sparseflow; `make_trainer` turns one into the objects that it names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from torch import nn
+
+from sparseflow import data, models
+from sparseflow.resolve import call, choose
+from sparseflow.training import schedules
+from sparseflow.training.controls import Kind
+from sparseflow.training.lottery import Pruning, Rewind
+from sparseflow.training.schedules import Schedule
+from sparseflow.training.trainer import Listener, Trainer
+
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Named(_Strict):
+    """One of ours by name, or the user's own by `module:function`, with options for its arguments."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+
+class OptimizerSpec(_Strict):
+    name: str
+    lr: float = Field(gt=0)
+    options: dict[str, Any] = {}
+
+
+class TrainingSpec(_Strict):
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    optimizer: OptimizerSpec
+    schedule: Named = Named(name="constant")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(None, gt=0)
+    accumulate: int = Field(1, ge=1)
+    evaluate_every: int | None = Field(None, ge=1)
+
+
+class PruningSpec(_Strict):
+    rounds: int = Field(ge=0)
+    rate: float | None = Field(None, ge=0, lt=1)
+    density: float | None = Field(None, gt=0, le=1)
+    schedule: Literal["constant", "cubic"] = "constant"
+    criterion: str = "magnitude"
+    allocation: Literal["global", "layerwise", "uniform", "erk"] = "global"
+    rates: dict[str, float] | None = None
+    floor: int | float | dict[str, int | float] | None = None
+    param_filter: str | list[str] | None = None
+    rewind: Rewind = "weights"
+    rewind_to: int = Field(0, ge=0)
+
+
+class ControlSpec(_Strict):
+    rounds: list[int] = []
+    kinds: list[Kind] = ["reinit", "shuffle", "random"]
+
+
+class Recipe(_Strict):
+    """A run: one task, one way to train it, one way to prune it, and the seeds to repeat it with."""
+
+    name: str
+    model: Named
+    data: Named
+    training: TrainingSpec
+    pruning: PruningSpec
+    controls: ControlSpec = ControlSpec()
+    seeds: list[int] = Field([1], min_length=1)
+    backend: str = "auto"
+    # Seeds that run side by side, a process each, and the threads that each of them uses.
+    workers: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"expected distinct seeds, got {seeds}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        late = [number for number in self.controls.rounds if not 1 <= number <= self.pruning.rounds]
+        if late:
+            raise ValueError(f"controls.rounds: expected rounds from 1 to {self.pruning.rounds}, got {late}")
+        if self.pruning.rewind_to >= self.training.steps:
+            raise ValueError(
+                f"pruning.rewind_to: expected a step below training.steps={self.training.steps}, "
+                f"got {self.pruning.rewind_to}"
+            )
+        if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
+            raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
+        spec = self.pruning
+        Pruning(spec.rounds, rate=spec.rate, density=spec.density, schedule=spec.schedule, rates=spec.rates)
+        return self
+
+
+def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, or of a name that `available_recipes` lists, with `key.key=value` laid over it.
+
+    Values are YAML. `ValueError` in one line: the key, what was expected, what was got.
+    """
+    path = Path(source)
+    if not path.is_file():
+        path = available_recipes().get(source, path)
+    if not path.is_file():
+        names = ", ".join(available_recipes())
+        raise ValueError(f"no recipe {source!r}: expected a YAML file or one of: {names}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a mapping of keys such as model, data and training")
+    for override in overrides:
+        _override(content, override)
+    return parse_recipe(content, str(path))
+
+
+def parse_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
+    """The recipe that plain data says. `ValueError` with `origin` and the first thing that is wrong."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {_first_line(error)}") from None
+
+
+def available_recipes() -> dict[str, Path]:
+    """Name → file of the recipes that come with sparseflow."""
+    spec = importlib.util.find_spec("sparseflow_launchers")
+    if spec is None or spec.origin is None:
+        return {}
+    package = Path(spec.origin).parent
+    # Installed, they lie in the package; in a checkout, beside it.
+    folders = [package / "recipes", package.parent / "recipes"]
+    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) -> Trainer:
+    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
+    spec = recipe.training
+    optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
+    task = data.load(recipe.data.name, recipe.data.options)
+    return Trainer(
+        _model(recipe, task),
+        task,
+        optimizer=optimizer,
+        steps=spec.steps,
+        batch_size=spec.batch_size,
+        seed=seed,
+        schedule=schedule,
+        weight_decay=spec.weight_decay,
+        clip=spec.clip,
+        accumulate=spec.accumulate,
+        evaluate_every=spec.evaluate_every,
+        listener=listener,
+    )
+
+
+def _model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
+    options = dict(recipe.model.options)
+    if recipe.model.name == "gpt":
+        # The corpus decides how many characters there are.
+        options.setdefault("vocabulary", task.classes)
+    return lambda: models.build(recipe.model.name, options)
+
+
+def _optimizer(spec: OptimizerSpec) -> Callable[..., torch.optim.Optimizer]:
+    made = choose("optimizer", spec.name, _OPTIMIZERS)
+    make = functools.partial(made, lr=spec.lr, **spec.options)
+    try:
+        # A trial on one weight finds wrong options before the data is read.
+        make([nn.Parameter(torch.zeros(2, 2))])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"training.optimizer {spec.name!r}: {error}") from None
+    return make  # type: ignore[return-value]
+
+
+def _schedule(spec: TrainingSpec) -> Schedule:
+    options = dict(spec.schedule.options)
+    if spec.schedule.name == "cosine":
+        options.setdefault("steps", spec.steps)
+    choices = {
+        "constant": schedules.constant,
+        "cosine": schedules.cosine,
+        "multistep": schedules.multistep,
+    }
+    made = call(choose("schedule", spec.schedule.name, choices), options, spec.schedule.name)
+    if not callable(made):
+        raise TypeError(f"schedule {spec.schedule.name!r} must return a function of the step, got {made!r}")
+    return made
+
+
+def _override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"--set: expected key=value such as training.steps=1000, got {override!r}")
+    *parents, last = key.split(".")
+    place = content
+    for parent in parents:
+        inner = place.setdefault(parent, {})
+        if isinstance(inner, str):
+            # `model: lenet_300_100` is short for a name without options.
+            inner = place[parent] = {"name": inner}
+        if not isinstance(inner, dict):
+            raise ValueError(f"--set {override!r}: {parent} holds {inner!r}, which has no keys")
+        place = inner
+    place[last] = yaml.safe_load(text)
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), _keys_at(first["loc"][:-1]), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_keys_at(first['loc'][:-1]))}"
+        return f"unknown key {key!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key}: expected this key, got none"
+    return f"{key}: {message}, got {first['input']!r}" if key else message
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    model: type[BaseModel] = Recipe
+    for part in location:
+        field = model.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            return []
+        model = field.annotation
+    return list(model.model_fields)

@@ -1,0 +1,179 @@
+"""The seeds of a run side by side: a process each, their events in one stream, their signals passed on."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from typing import Any
+
+import torch
+
+from sparseflow.runs import Plans, Run, run_seed, worker_threads
+from sparseflow.training.trainer import Listener, Stopped
+
+# Exit status of a worker that a signal stopped, with what it reached saved (sysexits.h: EX_TEMPFAIL).
+STOPPED = 75
+_WRONG_INPUT = 2
+
+
+class WorkerError(RuntimeError):
+    """A seed's process ended with an error; its traceback is the text."""
+
+
+class StopFlag:
+    """Set by the first SIGTERM or SIGINT; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self.on_stop: Callable[[], None] = lambda: None
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handles the two signals inside. Only the main thread can: elsewhere it does nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        self.on_stop()
+
+
+def run_all(run: Run, listener: Listener, plans: Plans | None = None, replan: bool = False) -> None:
+    """Runs every seed of the recipe, `workers` of them at a time, until all are done.
+
+    Raises Stopped when a signal asked for it (each seed has saved what it reached), ValueError where the input was
+    wrong, and WorkerError for anything else that ended a seed.
+    """
+    flag = StopFlag()
+    with flag.installed():
+        if min(run.recipe.workers, len(run.recipe.seeds)) == 1:
+            for seed in run.recipe.seeds:
+                _run_here(run, seed, listener, flag, plans, replan)
+        else:
+            _run_beside(run, listener, flag, plans, replan)
+
+
+def _run_here(
+    run: Run, seed: int, listener: Listener, flag: Callable[[], bool], plans: Plans | None, replan: bool
+) -> None:
+    threads = torch.get_num_threads()
+    # Moments of weights that see no input decay into denormals, which cost a hundred times a normal number.
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(worker_threads(run.recipe))
+    try:
+        run_seed(run, seed, listener, flag, plans, replan)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
+
+
+@dataclass
+class _Worker:
+    process: SpawnProcess
+    events: Connection
+
+
+def _run_beside(run: Run, listener: Listener, flag: StopFlag, plans: Plans | None, replan: bool) -> None:
+    waiting = deque(run.recipe.seeds)
+    working: list[_Worker] = []
+    ended: list[dict[str, Any]] = []
+    flag.on_stop = lambda: _terminate(working)
+    try:
+        while working or (waiting and not flag() and not ended):
+            while waiting and len(working) < run.recipe.workers and not flag() and not ended:
+                working.append(_start(run, waiting.popleft(), plans, replan))
+            for worker in _ready(working):
+                _read(worker, working, listener, ended)
+            if ended:
+                # One seed's end ends the run; the others save what they have.
+                _terminate(working)
+    finally:
+        for worker in working:
+            worker.process.kill()
+    _raise(ended, flag)
+
+
+def _start(run: Run, seed: int, plans: Plans | None, replan: bool) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(run, seed, sender, plans, replan), daemon=True)
+    process.start()
+    sender.close()
+    return _Worker(process, receiver)
+
+
+def _ready(working: list[_Worker]) -> list[_Worker]:
+    found = wait([worker.events for worker in working], timeout=1.0)
+    return [worker for worker in working if worker.events in found]
+
+
+def _read(worker: _Worker, working: list[_Worker], listener: Listener, ended: list[dict[str, Any]]) -> None:
+    try:
+        event = worker.events.recv()
+    except EOFError:
+        worker.process.join()
+        working.remove(worker)
+        if worker.process.exitcode not in (0, 1, _WRONG_INPUT, STOPPED):
+            ended.append({"event": "error", "text": f"a worker ended with status {worker.process.exitcode}"})
+        return
+    if event["event"] in ("error", "wrong input", "stopped"):
+        ended.append(event)
+    else:
+        listener(event)
+
+
+def _terminate(working: list[_Worker]) -> None:
+    for worker in working:
+        worker.process.terminate()
+
+
+def _raise(ended: list[dict[str, Any]], flag: StopFlag) -> None:
+    by_kind = {event["event"]: event for event in reversed(ended)}
+    if "wrong input" in by_kind:
+        raise ValueError(by_kind["wrong input"]["text"])
+    if "error" in by_kind:
+        raise WorkerError(by_kind["error"]["text"])
+    if "stopped" in by_kind or flag():
+        raise Stopped(by_kind.get("stopped", {}).get("step", 0))
+
+
+def _work(run: Run, seed: int, events: Connection, plans: Plans | None, replan: bool) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent passes on what is meant for us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    flag = StopFlag()
+    signal.signal(signal.SIGTERM, flag._handle)
+    status = 0
+    try:
+        _run_here(run, seed, events.send, flag, plans, replan)
+    except Stopped as stopped:
+        status = STOPPED
+        events.send({"event": "stopped", "seed": seed, "step": stopped.step})
+    except ValueError as error:
+        status = _WRONG_INPUT
+        events.send({"event": "wrong input", "seed": seed, "text": str(error)})
+    except BaseException:
+        status = 1
+        events.send({"event": "error", "seed": seed, "text": f"seed {seed}: {traceback.format_exc()}"})
+    events.close()
+    raise SystemExit(status)
