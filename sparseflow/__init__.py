@@ -11,20 +11,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from sparseflow import data, models
-    from sparseflow.files import SparseFormatError, Ticket, Weights, load, save
-    from sparseflow.hardware import backends
-    from sparseflow.hardware.layers import SparseConv2d, SparseLinear
-    from sparseflow.hardware.model import param_groups
-    from sparseflow.hardware.plan import Plan, densify, plan, remask, sparsify
-    from sparseflow.masks import Masks, Unstructured
-    from sparseflow.training import schedules
-    from sparseflow.training.controls import train_control
-    from sparseflow.training.lottery import Round, imp, rounds
-    from sparseflow.training.proof import ProofError
-    from sparseflow.training.pruning import prune
-    from sparseflow.training.trainer import Trainer
-    from sparseflow.training.verdict import verdict
+    from sparseflow import data as data
+    from sparseflow import models as models
+    from sparseflow.files import SparseFormatError as SparseFormatError
+    from sparseflow.files import Ticket as Ticket
+    from sparseflow.files import Weights as Weights
+    from sparseflow.files import load as load
+    from sparseflow.files import save as save
+    from sparseflow.hardware import backends as backends
+    from sparseflow.hardware.layers import SparseConv2d as SparseConv2d
+    from sparseflow.hardware.layers import SparseLinear as SparseLinear
+    from sparseflow.hardware.model import param_groups as param_groups
+    from sparseflow.hardware.plan import Plan as Plan
+    from sparseflow.hardware.plan import densify as densify
+    from sparseflow.hardware.plan import plan as plan
+    from sparseflow.hardware.plan import remask as remask
+    from sparseflow.hardware.plan import sparsify as sparsify
+    from sparseflow.masks import Masks as Masks
+    from sparseflow.masks import Unstructured as Unstructured
+    from sparseflow.training import schedules as schedules
+    from sparseflow.training.controls import train_control as train_control
+    from sparseflow.training.lottery import Round as Round
+    from sparseflow.training.lottery import imp as imp
+    from sparseflow.training.lottery import rounds as rounds
+    from sparseflow.training.proof import ProofError as ProofError
+    from sparseflow.training.pruning import prune as prune
+    from sparseflow.training.trainer import Trainer as Trainer
+    from sparseflow.training.verdict import verdict as verdict
 
 _HOMES = {
     "sparseflow.files": ("SparseFormatError", "Ticket", "Weights", "load", "save"),

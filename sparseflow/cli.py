@@ -91,7 +91,8 @@ def plan(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A safetensors file, or a run's folder.")], as_json: AsJson = False
+    path: Annotated[Path, typer.Argument(help="A safetensors file, or a run's folder.")],
+    as_json: AsJson = False,
 ) -> None:
     """Say what a ticket, a weights file or a run holds."""
     from sparseflow import runs
@@ -125,6 +126,22 @@ def fetch_data(
 
     found = {name: str(data.fetch(name))} if name else data.available()
     typer.echo(json.dumps(found) if as_json else "\n".join(f"{key:<16} {place}" for key, place in found.items()))
+
+
+@app.command()
+def bench(
+    out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
+    from sparseflow.bench import run_bench
+
+    found = run_bench()
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+    typer.echo(json.dumps(found) if as_json else "\n".join(figure["text"] for figure in found["figures"]))
+    if any(figure["missed"] for figure in found["figures"]):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -166,7 +183,8 @@ def _text(found: dict[str, Any]) -> str:
     layers = found.pop("layers", {})
     lines = [f"{key}: {value}" for key, value in found.items()]
     lines += [
-        f"  {name:<32} {row['shape']!s:<20} {row['kept']:>12,} kept  {row['density']:.3%}" for name, row in layers.items()
+        f"  {name:<32} {row['shape']!s:<20} {row['kept']:>12,} kept  {row['density']:.3%}"
+        for name, row in layers.items()
     ]
     return "\n".join(lines)
 

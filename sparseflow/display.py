@@ -60,9 +60,7 @@ class Bars:
             self.progress.update(self.tasks[seed], completed=self.done[seed])
             self.progress.console.print(_trained(event), highlight=False)
         else:
-            self.progress.update(
-                self.tasks[seed], completed=self.done[seed] + event["step"], description=_where(event)
-            )
+            self.progress.update(self.tasks[seed], completed=self.done[seed] + event["step"], description=_where(event))
 
 
 class Lines:

@@ -138,9 +138,7 @@ class BasicBlock(nn.Module):
 class GPT(nn.Module):
     """See `gpt`."""
 
-    def __init__(
-        self, vocabulary: int, context: int, layers: int, heads: int, width: int, tied: bool
-    ) -> None:
+    def __init__(self, vocabulary: int, context: int, layers: int, heads: int, width: int, tied: bool) -> None:
         super().__init__()
         self.context = context
         self.tokens = nn.Embedding(vocabulary, width)
@@ -198,8 +196,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         q, k, v = (
-            rearrange(project(x_BTI), "b t (h d) -> b h t d", h=self.heads)
-            for project in (self.q, self.k, self.v)
+            rearrange(project(x_BTI), "b t (h d) -> b h t d", h=self.heads) for project in (self.q, self.k, self.v)
         )
         y_BHTD = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         y_BTI: Tensor = self.out(rearrange(y_BHTD, "b h t d -> b t (h d)"))

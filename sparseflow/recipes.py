@@ -11,7 +11,7 @@ import functools
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -209,7 +209,7 @@ def _schedule(spec: TrainingSpec) -> Schedule:
     options = dict(spec.schedule.options)
     if spec.schedule.name == "cosine":
         options.setdefault("steps", spec.steps)
-    choices = {
+    choices: dict[str, Callable[..., object]] = {
         "constant": schedules.constant,
         "cosine": schedules.cosine,
         "multistep": schedules.multistep,
@@ -217,7 +217,7 @@ def _schedule(spec: TrainingSpec) -> Schedule:
     made = call(choose("schedule", spec.schedule.name, choices), options, spec.schedule.name)
     if not callable(made):
         raise TypeError(f"schedule {spec.schedule.name!r} must return a function of the step, got {made!r}")
-    return made
+    return cast(Schedule, made)
 
 
 def _override(content: dict[str, Any], override: str) -> None:
@@ -225,16 +225,19 @@ def _override(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ValueError(f"--set: expected key=value such as training.steps=1000, got {override!r}")
     *parents, last = key.split(".")
-    place = content
+    place: dict[str, Any] = content
     for parent in parents:
-        inner = place.setdefault(parent, {})
+        inner: Any = place.setdefault(parent, {})
         if isinstance(inner, str):
             # `model: lenet_300_100` is short for a name without options.
             inner = place[parent] = {"name": inner}
         if not isinstance(inner, dict):
             raise ValueError(f"--set {override!r}: {parent} holds {inner!r}, which has no keys")
         place = inner
-    place[last] = yaml.safe_load(text)
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {override!r}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _first_line(error: ValidationError) -> str:

@@ -19,9 +19,7 @@ def resolve(reference: str) -> Callable[..., object]:
     if not module_name.strip(".") or not attribute:
         raise ValueError(f"expected module:function, such as mypackage.nets:small, got {reference!r}")
     if module_name.startswith("."):
-        raise ValueError(
-            f"expected the full name of a module, got the relative {module_name!r} in {reference!r}"
-        )
+        raise ValueError(f"expected the full name of a module, got the relative {module_name!r} in {reference!r}")
     try:
         found: object = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -1,6 +1,6 @@
 """A run of a recipe: its seeds, a process each, and what they leave in one folder.
 
-    recipe.yaml  result.json  metrics.jsonl  report.html  ticket.safetensors  model.safetensors  checkpoints/seed-1/
+recipe.yaml  result.json  metrics.jsonl  report.html  ticket.safetensors  model.safetensors  checkpoints/seed-1/
 """
 
 from __future__ import annotations
@@ -88,7 +88,13 @@ def check(recipe: Recipe) -> None:
 
 def note_stop(run: Run, status: int, step: int, seconds: float) -> None:
     """Writes stopped.json: launchers swallow exit statuses."""
-    content = {"status": status, "reason": "signal", "step": step, "path": str(run.folder), "seconds": seconds}
+    content = {
+        "status": status,
+        "reason": "signal",
+        "step": step,
+        "path": str(run.folder),
+        "seconds": seconds,
+    }
     write_json(run.folder / "stopped.json", content)
 
 
@@ -113,7 +119,12 @@ def run_seed(
     records = run.records(seed, plans)
     if replan:
         records.forget_plans()
-    about: dict[str, Any] = {"seed": seed, "kind": "round", "round": records.finished_rounds(), "density": 1.0}
+    about: dict[str, Any] = {
+        "seed": seed,
+        "kind": "round",
+        "round": records.finished_rounds(),
+        "density": 1.0,
+    }
     trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}))
     trainer.should_stop = should_stop
     spec = recipe.pruning
@@ -167,7 +178,9 @@ def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
     try:
         content = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"--plan {path}: expected a result.json or the output of `sparseflow plan --json`: {error}") from None
+        raise ValueError(
+            f"--plan {path}: expected a result.json or the output of `sparseflow plan --json`: {error}"
+        ) from None
     recorded = content.get("plan", content) if isinstance(content, dict) else {}
     if "rows" in recorded:
         one = Plan.from_json(recorded)
@@ -176,9 +189,7 @@ def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
     if missing:
         raise ValueError(f"--plan {path}: expected plans for seeds {recipe.seeds}, got none for {missing}")
     return {
-        seed: {
-            number: Plan.from_json(one) for number, one in enumerate(recorded[str(seed)]) if one is not None
-        }
+        seed: {number: Plan.from_json(one) for number, one in enumerate(recorded[str(seed)]) if one is not None}
         for seed in recipe.seeds
     }
 
@@ -302,9 +313,7 @@ def plan_recipe(recipe: Recipe, density: float) -> Plan:
     trainer = make_trainer(recipe, recipe.seeds[0])
     spec = recipe.pruning
     allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
-    masks = prune(
-        trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter
-    )
+    masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
     return plan(trainer.model, masks, trainer.sample(), recipe.backend)
 
 
@@ -312,5 +321,7 @@ def _weights_file(source: Path) -> Path:
     if not source.is_dir():
         return source
     if not (source / "model.safetensors").exists():
-        raise ValueError(f"{source}: expected a finished run with model.safetensors; finish it with `sparseflow run … --resume`")
+        raise ValueError(
+            f"{source}: expected a finished run with model.safetensors; finish it with `sparseflow run … --resume`"
+        )
     return source / "model.safetensors"

@@ -148,6 +148,15 @@ def _terminate(working: list[_Worker]) -> None:
         worker.process.terminate()
 
 
+def _stop_once(flag: StopFlag) -> None:
+    # The same signal can come twice, from our parent and from a scheduler that signals every process: unlike in the
+    # parent, the second one must not cut short what the first one began.
+    def handle(number: int, frame: object) -> None:
+        flag.signal = number
+
+    signal.signal(signal.SIGTERM, handle)
+
+
 def _raise(ended: list[dict[str, Any]], flag: StopFlag) -> None:
     by_kind = {event["event"]: event for event in reversed(ended)}
     if "wrong input" in by_kind:
@@ -162,14 +171,14 @@ def _work(run: Run, seed: int, events: Connection, plans: Plans | None, replan: 
     # Ctrl-C reaches every process of the terminal; the parent passes on what is meant for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     flag = StopFlag()
-    signal.signal(signal.SIGTERM, flag._handle)
+    _stop_once(flag)
     status = 0
     try:
         _run_here(run, seed, events.send, flag, plans, replan)
     except Stopped as stopped:
         status = STOPPED
         events.send({"event": "stopped", "seed": seed, "step": stopped.step})
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         status = _WRONG_INPUT
         events.send({"event": "wrong input", "seed": seed, "text": str(error)})
     except BaseException:

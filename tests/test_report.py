@@ -122,9 +122,7 @@ def test_the_page_stands_alone_and_says_what_the_run_found(tmp_path: Path) -> No
     assert html.count("<img") == 3 + 2
     assert page.says("The pruned network at 25 % of its weights is a winning ticket.")
     assert page.says(a_result()["verdict"]["reason"])
-    assert page.says(
-        "Round 2, at 25 % of the weights, had the fastest step: 0.25× the time of the dense step."
-    )
+    assert page.says("Round 2, at 25 % of the weights, had the fastest step: 0.25× the time of the dense step.")
     assert page.says("90.15 % (90.10–90.20)")
     assert page.says("dense: 400 µs · triton: needs a GPU")
     assert page.says("torch 2.13.0") and page.says("steps: 8000") and page.says("3 min 23 s")
@@ -158,9 +156,7 @@ def test_one_seed_without_controls_or_verdict(tmp_path: Path) -> None:
     assert "No verdict" in summary(result)
 
 
-@pytest.mark.parametrize(
-    ("value", "words"), [("not a ticket", "is not a"), ("undecided", "Undecided whether")]
-)
+@pytest.mark.parametrize(("value", "words"), [("not a ticket", "is not a"), ("undecided", "Undecided whether")])
 def test_a_miss_is_shown_as_a_miss(tmp_path: Path, value: str, words: str) -> None:
     result = a_result()
     result["verdict"] |= {"value": value, "reason": "It is 2 points worse."}

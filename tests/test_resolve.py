@@ -48,9 +48,7 @@ def test_an_error_inside_the_users_module_is_left_as_it_is(user_modules: None) -
         resolve("user_broken:anything")
 
 
-def net(
-    width: int, rate: float = 0.5, label: str | None = None, sizes: list[int] | None = None
-) -> tuple[object, ...]:
+def net(width: int, rate: float = 0.5, label: str | None = None, sizes: list[int] | None = None) -> tuple[object, ...]:
     return width, rate, label, sizes
 
 

@@ -115,9 +115,7 @@ def _bible() -> Path:
     if file is None:
         raise ValueError(missing("text", search_path(_FOLDER)))
     if _sha256(file) != _recorded_sha256(file):
-        raise ValueError(
-            f"{file} has changed since it was fetched; run `sparseflow data text` to fetch it again"
-        )
+        raise ValueError(f"{file} has changed since it was fetched; run `sparseflow data text` to fetch it again")
     return file
 
 

@@ -20,9 +20,7 @@ def make_own_folder(name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(
-            f"cannot make {folder} ({error}); set SPARSEFLOW_DATA to a folder of yours"
-        ) from error
+        raise ValueError(f"cannot make {folder} ({error}); set SPARSEFLOW_DATA to a folder of yours") from error
     return folder
 
 

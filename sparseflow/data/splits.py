@@ -50,9 +50,7 @@ class TensorSplit:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
-            raise ValueError(
-                f"inputs and targets must be equally many, got {len(self.inputs)} and {len(self.targets)}"
-            )
+            raise ValueError(f"inputs and targets must be equally many, got {len(self.inputs)} and {len(self.targets)}")
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -113,9 +111,7 @@ class DatasetSplit:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         collated = default_collate([self.dataset[index] for index in indices.tolist()])
         if not (isinstance(collated, list | tuple) and len(collated) == 2):
-            raise TypeError(
-                "expected items that are (input, target) pairs; wrap the dataset in one that gives these"
-            )
+            raise TypeError("expected items that are (input, target) pairs; wrap the dataset in one that gives these")
         inputs, targets = collated
         if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):
             raise TypeError(

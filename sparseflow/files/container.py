@@ -58,7 +58,7 @@ def write_container(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Map
 
     Raises ValueError if the header or the number of tensors is above what `read_header` accepts.
     """
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     order = sorted(tensors, key=lambda name: (-tensors[name].itemsize, name))
     for name in order:
@@ -131,9 +131,7 @@ class StoredTensors:
         if entry.nbytes and self.file.readinto(data.numpy().data) != entry.nbytes:
             place.fail(Rule.FILE_SIZE, f"expected {entry.nbytes} bytes of data, the file ended before them")
         if self.sha256:
-            place.expect(
-                Rule.SHA256, "a sha256 of", self.sha256[name], hashlib.sha256(data.numpy().data).hexdigest()
-            )
+            place.expect(Rule.SHA256, "a sha256 of", self.sha256[name], hashlib.sha256(data.numpy().data).hexdigest())
         if entry.dtype == "BOOL" and entry.nbytes and int(data.max()) > 1:
             place.fail(Rule.BOOL, "expected bytes 0 and 1 in a tensor of dtype BOOL, got another")
         tensor = data.view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -187,9 +185,7 @@ def _is_integers(value: object) -> bool:
     return isinstance(value, list) and all(type(item) is int for item in value)
 
 
-def _check_layout(
-    entries: dict[str, Entry], ends: dict[str, int], data_start: int, size: int, place: Place
-) -> None:
+def _check_layout(entries: dict[str, Entry], ends: dict[str, int], data_start: int, size: int, place: Place) -> None:
     position = data_start
     for name in sorted(entries, key=lambda name: (entries[name].start, ends[name])):
         entry = entries[name]

@@ -51,34 +51,26 @@ def unpack(tensors: StoredTensors, name: str, record: Masked) -> tuple[Tensor, T
     place = tensors.place.at(name)
     if record.encoding == "zeros":
         dense = tensors.read(name)
-        place.expect(
-            Rule.NNZ, "a number of nonzero weights of", record.nnz - record.kept_zeros, _nonzero(dense)
-        )
+        place.expect(Rule.NNZ, "a number of nonzero weights of", record.nnz - record.kept_zeros, _nonzero(dense))
         # A kept -0.0 is among the zeros that a dense file loses; what is pruned is +0.0 in memory too.
         return dense.masked_fill_(dense == 0, 0.0), dense != 0
     wanted = mask_parts(record.encoding, record.shape, record.nnz)
     parts = {part: tensors.read(part_name(name, part)) for part in wanted}
     mask = decode_mask(parts, record.shape, record.nnz, place)
     values_Z = tensors.read(part_name(name, "values"))
-    place.expect(
-        Rule.NNZ, "a number of nonzero values of", record.nnz - record.kept_zeros, _nonzero(values_Z)
-    )
+    place.expect(Rule.NNZ, "a number of nonzero values of", record.nnz - record.kept_zeros, _nonzero(values_Z))
     dense = torch.zeros(record.shape, dtype=values_Z.dtype)
     return dense.masked_scatter_(mask, values_Z), mask
 
 
-def check_parts(
-    entries: Mapping[str, Entry], masked: Mapping[str, Masked], form: Format, place: Place
-) -> None:
+def check_parts(entries: Mapping[str, Entry], masked: Mapping[str, Masked], form: Format, place: Place) -> None:
     """Raises SparseFormatError unless the file has just the parts of `masked`, with dtypes and shapes."""
     owned: set[str] = set()
     for name, record in masked.items():
         if fault := (_reserved(name) or shape_fault(record.shape)):
             place.at(name).fail(Rule.METADATA_SCHEMA, fault)
         if (record.encoding == "zeros") != (form == "dense"):
-            place.at(name).fail(
-                Rule.METADATA_SCHEMA, f"encoding '{record.encoding}' does not belong in a {form} file"
-            )
+            place.at(name).fail(Rule.METADATA_SCHEMA, f"encoding '{record.encoding}' does not belong in a {form} file")
         if form == "dense":
             _check_part(name, None, tuple(record.shape), entries, place)
             continue

@@ -119,16 +119,12 @@ def load(path: str | os.PathLike[str], *, max_dense_bytes: int = DEFAULT_MAX_DEN
     return Weights(state, masks, dict(content.metadata))
 
 
-def _holder(
-    what: object, masks: Mapping[str, Tensor] | None, metadata: dict[str, object] | None
-) -> Ticket | Weights:
+def _holder(what: object, masks: Mapping[str, Tensor] | None, metadata: dict[str, object] | None) -> Ticket | Weights:
     if isinstance(what, nn.Module):
         # Backends come in with the layers; whoever only saves and reads tickets needs none of them.
         from sparseflow.hardware.model import current_masks, dense_state
 
-        return Weights(
-            dense_state(what), Masks(current_masks(what) if masks is None else masks), metadata or {}
-        )
+        return Weights(dense_state(what), Masks(current_masks(what) if masks is None else masks), metadata or {})
     if not isinstance(what, Ticket | Weights):
         raise TypeError(f"expected a Ticket, Weights or torch.nn.Module to save, got {type(what).__name__}")
     if masks is not None or metadata is not None:

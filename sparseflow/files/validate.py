@@ -51,11 +51,7 @@ class SparseFormatError(ValueError):
 
     def __str__(self) -> str:
         where = self.path if self.tensor is None else f"{self.path}: tensor {self.tensor!r}"
-        advice = (
-            "get the file again"
-            if self.rule is not Rule.DENSE_BYTES
-            else "raise max_dense_bytes if it is meant"
-        )
+        advice = "get the file again" if self.rule is not Rule.DENSE_BYTES else "raise max_dense_bytes if it is meant"
         return f"{where} breaks the rule '{self.rule}': {self.detail}; {advice}"
 
 
@@ -93,9 +89,6 @@ def shape_fault(shape: list[int]) -> str | None:
     if len(shape) > MAX_DIMS:
         return f"expected at most {MAX_DIMS} dimensions, got {len(shape)}"
     # A zero elsewhere in the shape must not hide a size that later arithmetic cannot hold.
-    if (
-        any(not 0 <= size <= MAX_ELEMENTS for size in shape)
-        or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS
-    ):
+    if any(not 0 <= size <= MAX_ELEMENTS for size in shape) or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
         return f"expected sizes of at least 0 and at most {MAX_ELEMENTS} elements, got {shape}"
     return None

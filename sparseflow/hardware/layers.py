@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.grad import conv2d_weight
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
@@ -47,7 +48,9 @@ class DenseGradient:
 
     def _conv2d(self, dy: Tensor, x: Tensor) -> Tensor:
         g = self.geometry
-        return torch.nn.grad.conv2d_weight(x, self.shape, dy, g.stride, g.padding, g.dilation, g.groups)
+        return conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
+            x, self.shape, dy, g.stride, g.padding, g.dilation, g.groups
+        )
 
 
 class SparseLayer(nn.Module):
@@ -130,27 +133,28 @@ class SparseLayer(nn.Module):
         return tensor.t() if self.transposed else tensor
 
     def _product(self, x: Tensor) -> Tensor:
-        values, bias = self.values, self.bias
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
         device = x.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, values = x.to(dtype), values.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         elif x.dtype != values.dtype:
-            raise ValueError(f"{self._get_name()}: expected an input of {values.dtype}, got {x.dtype}")
+            raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
         product = _Product.apply(x, values, bias, self._handle, self.dense_gradient)  # type: ignore[no-untyped-call]
         return cast(Tensor, product)
 
     # How nn.Module lets a layer move, copy and load: the indices go with the values.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._install(self.op.with_tensors({key: fn(tensor) for key, tensor in self.op.tensors().items()}))
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # deepcopy and pickle come here: the copy needs a handle of its own.
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._install(self._op)
         watch(self)
 
@@ -230,7 +234,9 @@ class SparseLinear(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.in_features:
-            raise ValueError(f"{self._get_name()}: expected inputs of width {self.in_features}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"{type(self).__name__}: expected inputs of width {self.in_features}, got {tuple(x.shape)}"
+            )
         if x.dim() == 2:
             return self._product(x)
         y_BO = self._product(x.reshape(-1, self.in_features))
@@ -268,7 +274,9 @@ class SparseConv2d(SparseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(f"{self._get_name()}: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}")
+            raise ValueError(
+                f"{type(self).__name__}: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}"
+            )
         x_BCHW = x if x.dim() == 4 else x.unsqueeze(0)
         if self.extra_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
@@ -295,7 +303,9 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
         x, values = ctx.saved_tensors
         dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
         dbias = None
@@ -314,5 +324,7 @@ class _Unpack(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dweight: Tensor) -> tuple[Tensor, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dweight: Tensor
+    ) -> tuple[Tensor, None]:
         return ctx.op.pack_values(dweight), None

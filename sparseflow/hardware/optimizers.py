@@ -22,7 +22,10 @@ def mixes_elements(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def rebind(
-    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    convert: Callable[[Tensor], Tensor],
 ) -> bool:
     """Puts `new` in the place of `old`: same group, state of its shape converted, scalars copied.
 
@@ -38,7 +41,10 @@ def rebind(
 
 
 def _move_state(
-    optimizer: torch.optim.Optimizer, old: nn.Parameter, new: nn.Parameter, convert: Callable[[Tensor], Tensor]
+    optimizer: torch.optim.Optimizer,
+    old: nn.Parameter,
+    new: nn.Parameter,
+    convert: Callable[[Tensor], Tensor],
 ) -> None:
     if old not in optimizer.state:
         return

@@ -16,7 +16,7 @@ from sparseflow.hardware.measure import measure
 from sparseflow.hardware.optimizers import check_optimizer, mixes_elements, rebind, refuse_mixing
 from sparseflow.hardware.sample import Sample, Seen, observe
 from sparseflow.hardware.swap import Site, Survey, geometry_of, put, survey, to_dense, to_sparse
-from sparseflow.hardware.workload import Workload
+from sparseflow.hardware.workload import Kind, Workload
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def plan(
-    model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = None, backend: str = "auto"
-) -> Plan:
+def plan(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = None, backend: str = "auto") -> Plan:
     """Runs the model once on the sample, times the candidates of each masked layer on this machine, and chooses.
 
     `sample` is a tensor, tuple or dict as the model's forward takes it, of the size that training will use. The
@@ -104,7 +102,9 @@ def plan(
         )
     found = survey(model)
     sites = {name: found.find(name, tuple(mask.shape)) for name, mask in masks.items()}
-    kinds = {name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()}
+    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
+        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
+    }
     seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
     timed: dict[Workload, tuple[Candidate, ...]] = {}
     rows = []
@@ -157,9 +157,7 @@ def sparsify(
     return model
 
 
-def remask(
-    model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None
-) -> nn.Module:
+def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
     """The sparse model with new masks for the layers named; weights kept by both masks stay, new ones start at zero.
 
     Values, gradients' owners and every optimizer tensor follow: new.pack_values(old.unpack_values(t)). A layer

@@ -186,15 +186,21 @@ def to_sparse(
     for module in site.modules:
         layer = _sparse_layer(module, backend, op)
         layer.values = values
-        layer.bias = module.bias
+        layer.bias = _bias(module)
         _carry_over(module, layer)
         layers[id(module)] = layer
     return layers
 
 
+def _bias(module: nn.Module) -> nn.Parameter | None:
+    bias = module._parameters.get("bias")
+    assert bias is None or isinstance(bias, nn.Parameter)
+    return bias
+
+
 def _sparse_layer(module: nn.Module, backend: str, op: backends.SparseOp) -> SparseLayer:
     geometry = geometry_of(module)
-    shape = tuple(module.weight.shape)
+    shape = Site("", [module]).shape
     if isinstance(module, nn.Conv2d):
         return SparseConv2d(backend, op, geometry, shape, False, _extra_padding(module), module.padding_mode)
     return SparseLinear(backend, op, geometry, shape, _is_conv1d(module))
@@ -214,7 +220,7 @@ def to_dense(site: Site, optimizer: torch.optim.Optimizer | None) -> dict[int, n
         assert isinstance(module, SparseLayer)
         layer = _dense_layer(module)
         layer.weight = weight
-        layer.bias = module.bias
+        layer.register_parameter("bias", module.bias)
         _carry_over(module, layer)
         layers[id(module)] = layer
     return layers
@@ -250,7 +256,7 @@ def _dense_conv2d(module: SparseConv2d, bias: bool) -> nn.Conv2d:
         dilation=g.dilation,
         groups=g.groups,
         bias=bias,
-        padding_mode=module.padding_mode,
+        padding_mode=module.padding_mode,  # type: ignore[arg-type]
         device="meta",
     )
 

@@ -100,10 +100,7 @@ def erk_weights(layers: Mapping[str, Layer]) -> dict[str, Fraction]:
     Evci et al., 2020 (arXiv:1911.11134), after Mocanu et al., 2018; for a convolution the sum runs over out,
     in and both kernel sides.
     """
-    return {
-        name: Fraction(sum(layer.shape) * layer.size, max(prod(layer.shape), 1))
-        for name, layer in layers.items()
-    }
+    return {name: Fraction(sum(layer.shape) * layer.size, max(prod(layer.shape), 1)) for name, layer in layers.items()}
 
 
 def erk_densities(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
@@ -150,12 +147,7 @@ def _clamped_shares(
 
     # The sum grows linearly between the scales at which a layer meets one of its limits.
     bends = sorted(
-        {
-            Fraction(limit[name]) / weight
-            for limit in (lower, upper)
-            for name, weight in weights.items()
-            if weight
-        }
+        {Fraction(limit[name]) / weight for limit in (lower, upper) for name, weight in weights.items() if weight}
         | {Fraction(0)}
     )
     index = bisect_left(bends, total, key=lambda scale: sum(shares(scale).values(), Fraction(0)))

@@ -32,9 +32,7 @@ def check_density(density: float) -> None:
 def check_rate(rate: float, argument: str = "rate") -> None:
     """Raises ValueError unless `rate` is in [0, 1)."""
     if not 0.0 <= rate < 1.0:
-        raise ValueError(
-            f"{argument}: expected the fraction of the survivors to prune, in [0, 1), got {rate}"
-        )
+        raise ValueError(f"{argument}: expected the fraction of the survivors to prune, in [0, 1), got {rate}")
 
 
 def match_globs(argument: str, names: Iterable[str], globs: Mapping[str, T]) -> dict[str, T | None]:
@@ -46,7 +44,4 @@ def match_globs(argument: str, names: Iterable[str], globs: Mapping[str, T]) -> 
     for glob in globs:
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"{argument}: {unknown('parameter matching', glob, names)}")
-    return {
-        name: next((value for glob, value in globs.items() if fnmatchcase(name, glob)), None)
-        for name in names
-    }
+    return {name: next((value for glob, value in globs.items() if fnmatchcase(name, glob)), None) for name in names}

@@ -42,9 +42,7 @@ def check_none_empty(
     kept: Mapping[str, int], layers: Mapping[str, Layer], lower: Mapping[str, int | None], criterion: str
 ) -> None:
     """Raises ValueError for layers that `kept` empties though they have no floor, not even 0."""
-    emptied = [
-        name for name, count in kept.items() if not count and layers[name].kept and lower[name] is None
-    ]
+    emptied = [name for name, count in kept.items() if not count and layers[name].kept and lower[name] is None]
     if emptied:
         raise ValueError(
             f"criterion {criterion!r} would leave no weight in {', '.join(emptied)}, which cuts the network; "
@@ -58,6 +56,5 @@ def _units(name: str, floor: int | float, size: int) -> int:
     if isinstance(floor, float) and 0.0 < floor < 1.0:
         return ceil(floor * size)
     raise ValueError(
-        f"floor of {name!r}: expected an int >= 0 (weights) or a float in (0, 1) (fraction of the layer), "
-        f"got {floor!r}"
+        f"floor of {name!r}: expected an int >= 0 (weights) or a float in (0, 1) (fraction of the layer), got {floor!r}"
     )

@@ -79,9 +79,7 @@ class Masks(Mapping[str, Tensor]):
     @property
     def densities(self) -> dict[str, float]:
         """The fraction kept of each parameter; 1 for an empty one."""
-        return {
-            name: kept / self[name].numel() if self[name].numel() else 1.0 for name, kept in self.kept.items()
-        }
+        return {name: kept / self[name].numel() if self[name].numel() else 1.0 for name, kept in self.kept.items()}
 
     @property
     def digest(self) -> str:
@@ -162,9 +160,7 @@ def _check_mask(name: str, mask: object) -> None:
 
 
 def _same(mask: Tensor, other: object) -> bool:
-    return (
-        isinstance(other, Tensor) and other.dtype == mask.dtype and torch.equal(mask, other.to(mask.device))
-    )
+    return isinstance(other, Tensor) and other.dtype == mask.dtype and torch.equal(mask, other.to(mask.device))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

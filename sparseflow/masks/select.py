@@ -84,9 +84,7 @@ def shuffle_masks(masks: Mapping[str, Tensor], seed: int) -> Masks:
     return Masks(shuffled)
 
 
-def _checked_masks(
-    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None
-) -> dict[str, Tensor] | None:
+def _checked_masks(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
     if not weights:
         raise ValueError("weights: expected at least one prunable parameter, got none")
     if masks is None:
@@ -102,15 +100,11 @@ def _checked_scores(scores: Scores, weights: Mapping[str, Tensor]) -> Scores:
     for name, weight in weights.items():
         if name not in scores.tensors or scores.tensors[name].shape != weight.shape:
             got = tuple(scores.tensors[name].shape) if name in scores.tensors else "none"
-            raise ValueError(
-                f"criterion: expected a score of shape {tuple(weight.shape)} for {name!r}, got {got}"
-            )
+            raise ValueError(f"criterion: expected a score of shape {tuple(weight.shape)} for {name!r}, got {got}")
     return Scores({name: scores.tensors[name] for name in weights}, scores.absolute)
 
 
-def _layers(
-    weights: Mapping[str, Tensor], scores: Scores, survivors: Mapping[str, Tensor] | None
-) -> dict[str, Layer]:
+def _layers(weights: Mapping[str, Tensor], scores: Scores, survivors: Mapping[str, Tensor] | None) -> dict[str, Layer]:
     sizes = {name: tensor.numel() for name, tensor in scores.tensors.items()}
     kept = sizes if survivors is None else _kept(survivors)
     return {name: Layer(tuple(weights[name].shape), sizes[name], kept[name]) for name in weights}

@@ -79,12 +79,8 @@ def intervals(comparisons: Mapping[str, Comparison]) -> str | None:
         axes = figure.add_subplot()
         for height, (arm, one) in enumerate(reversed(list(comparisons.items()))):
             colour = ARM_COLOURS.get(arm, INK)
-            axes.plot(
-                [one.low, one.high], [height, height], color=colour, linewidth=5, solid_capstyle="round"
-            )
-            axes.plot(
-                one.mean, height, "o", color=PAPER, markeredgecolor=colour, markersize=7, markeredgewidth=2
-            )
+            axes.plot([one.low, one.high], [height, height], color=colour, linewidth=5, solid_capstyle="round")
+            axes.plot(one.mean, height, "o", color=PAPER, markeredgecolor=colour, markersize=7, markeredgewidth=2)
             said = f"{points(one.mean)}   [{interval(one.low, one.high)}]"
             place = (1.02, height)
             axes.annotate(said, place, xycoords=("axes fraction", "data"), va="center", color=INK)
@@ -116,17 +112,13 @@ def _draw_line(
     density = [d for d, _ in found]
     colour = ARM_COLOURS["ticket"]
     mean = [scale * s.mean for _, s in found]
-    axes.plot(
-        density, mean, dash, marker="o", color=colour, markeredgecolor=PAPER, markeredgewidth=0.8, label=label
-    )
+    axes.plot(density, mean, dash, marker="o", color=colour, markeredgecolor=PAPER, markeredgewidth=0.8, label=label)
     if any(s.count > 1 for _, s in found):
         low, high = [scale * s.low for _, s in found], [scale * s.high for _, s in found]
         axes.fill_between(density, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
-def _draw_points(
-    axes: "Axes", at: Sequence[Level], measure: Measure, kind: str, scale: float, shift: float
-) -> None:
+def _draw_points(axes: "Axes", at: Sequence[Level], measure: Measure, kind: str, scale: float, shift: float) -> None:
     """Points with bars, drawn at `shift` times their density so that one round's stand apart."""
     found = [(level.density, s) for level in at if (s := level.spread(measure)) is not None]
     if not found:

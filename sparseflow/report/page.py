@@ -126,9 +126,7 @@ def _cards(run: Result, verdict_round: int | None) -> list[tuple[str, str, str]]
 def _cost_in_words(run: Result) -> str:
     """What the hardware gave back for the pruned weights, with the rounds where it gave nothing."""
     step_ratio = against_dense(step_seconds, run.rounds)
-    pruned = [
-        (level, mean) for level in levels(run.rounds) if level.round and (mean := level.mean(step_ratio))
-    ]
+    pruned = [(level, mean) for level in levels(run.rounds) if level.round and (mean := level.mean(step_ratio))]
     if not pruned:
         return ""
     best, least = min(pruned, key=lambda found: found[1])

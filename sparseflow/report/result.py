@@ -136,9 +136,7 @@ def levels(networks: Iterable[Trained]) -> list[Level]:
     for network in networks:
         by_round.setdefault(network.round, []).append(network)
     return [
-        Level(
-            number, sum(n.density for n in by_round[number]) / len(by_round[number]), tuple(by_round[number])
-        )
+        Level(number, sum(n.density for n in by_round[number]) / len(by_round[number]), tuple(by_round[number]))
         for number in sorted(by_round)
     ]
 

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 # matplotlib wants real colours: these stand for the page's variables of the same name, which replace them.
 _COLOURS = {
     name: f"#0{i}0{i}0{i}"
-    for i, name in enumerate(
-        ("ink", "muted", "rule", "paper", "ticket", "dense", "reinit", "shuffle", "random"), 1
-    )
+    for i, name in enumerate(("ink", "muted", "rule", "paper", "ticket", "dense", "reinit", "shuffle", "random"), 1)
 }
 INK, MUTED, RULE, PAPER = (_COLOURS[name] for name in ("ink", "muted", "rule", "paper"))
 ARM_COLOURS = {name: _COLOURS[name] for name in ("ticket", "dense", "reinit", "shuffle", "random")}
@@ -62,9 +60,7 @@ def blank_figure(width: float, height: float) -> Iterator["Figure"]:
 def to_svg(figure: "Figure", label: str) -> str:
     """The figure as an `<svg>` element, `label` being its text for those who cannot see it."""
     buffer = io.StringIO()
-    figure.savefig(
-        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     view_box = re.search(r'viewBox="([^"]+)"', text)

@@ -137,8 +137,7 @@ def layer_densities(run: Result) -> LayerDensities | None:
     if not sizes:
         return None
     rows = [
-        (name, number(size), [level.mean(_density_of(name)) for level in all_levels])
-        for name, size in sizes.items()
+        (name, number(size), [level.mean(_density_of(name)) for level in all_levels]) for name, size in sizes.items()
     ]
     return LayerDensities([level.round for level in all_levels], rows)
 

@@ -30,7 +30,11 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 def train_control(
-    trainer: Trainer, ticket: Ticket, kind: Kind, rewind_point: dict[str, Tensor], records: Records | None = None
+    trainer: Trainer,
+    ticket: Ticket,
+    kind: Kind,
+    rewind_point: dict[str, Tensor],
+    records: Records | None = None,
 ) -> Trained:
     """Trains a control of the ticket, on the ticket's own plan. `rewind_point` is theta_k, whole: shuffle needs it.
 

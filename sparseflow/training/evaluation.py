@@ -36,7 +36,12 @@ def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
 
 
 def evaluate(
-    model: nn.Module, split: Split, *, loss: Loss = cross_entropy, batch_size: int = 1000, device: torch.device
+    model: nn.Module,
+    split: Split,
+    *,
+    loss: Loss = cross_entropy,
+    batch_size: int = 1000,
+    device: torch.device,
 ) -> Evaluation:
     """Runs the model over the split in eval mode without gradients, and puts its mode back.
 
@@ -53,7 +58,9 @@ def evaluate(
                 x, y = (tensor.to(device, non_blocking=True) for tensor in split.batch(indices))
                 output = model(x)
                 total += loss(output, y).double() * len(indices)
-                scores.append((output.argmax(-1) == y).float().flatten(1).mean(1) if y.dim() > 1 else output.argmax(-1) == y)
+                scores.append(
+                    (output.argmax(-1) == y).float().flatten(1).mean(1) if y.dim() > 1 else output.argmax(-1) == y
+                )
     finally:
         model.train(was_training)
     return Evaluation(float(total) / len(split), torch.cat(scores).float().cpu())

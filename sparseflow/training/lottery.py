@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparseflow.files import Ticket
+from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state, load_dense_state
 from sparseflow.hardware.plan import Plan, densify, plan, sparsify
 from sparseflow.hardware.sample import Sample
@@ -99,6 +101,11 @@ class Round:
     # The state that later rounds rewind to: theta_k, whole.
     rewind_point: dict[str, Tensor] = field(repr=False)
     metrics: dict[str, Any] | None = None
+    # Of the rewind point, when it was marked.
+    _marked: dict[str, str] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        self._marked = self._marked or proof.digests(self.rewind_point)
 
     @property
     def density(self) -> float:
@@ -109,10 +116,19 @@ class Round:
         if self.index != 0:
             raise ValueError(f"the rewind point belongs to round 0, this is round {self.index}")
         self.rewind_point = dense_state(self.model)
+        self._marked = proof.digests(self.rewind_point)
+
+    def after(self, model: nn.Module, masks: Masks, plan: Plan | None, start: dict[str, Tensor]) -> Round:
+        """The next round, with the same rewind point."""
+        return Round(self.index + 1, model, masks, plan, start, self.rewind_point, None, self._marked)
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Says that the model is trained. `metrics` goes with the ticket. Proves that no pruned weight moved."""
+        """Says that the model is trained. `metrics` goes with the ticket.
+
+        Proves that no pruned weight moved, and that the rewind point did not.
+        """
         proof.prove_pruned(self.model, self.masks)
+        proof.prove_unmoved(self.rewind_point, self._marked)
         self.metrics = dict(metrics or {})
 
     def ticket(self, provenance: Mapping[str, Any] | None = None) -> Ticket:
@@ -155,9 +171,7 @@ def rounds(
     without one, they run on the backend named, by default "dense". Raises ProofError where a round broke a rule.
     """
     backend = backend or ("dense" if sample is None else "auto")
-    pruning = Pruning(
-        rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed
-    )
+    pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
     yield from _search(model, pruning, rewind, backend, sample, Records(None))
 
 
@@ -168,7 +182,11 @@ def _search(
     shapes = {name: weight.shape for name, weight in prunable_weights(model, pruning.param_filter).items()}
     device = next(model.parameters()).device
     theta_0 = dense_state(model)
-    round = Round(0, model, Masks.ones(shapes, device), None, theta_0, records.rewind_point(device) or theta_0)
+    everything = Masks.ones(shapes, device)
+    if pruning.rounds:
+        # What cannot prune says so now, not after the first training.
+        pruning(model, everything, 1)
+    round = Round(0, model, everything, None, theta_0, records.rewind_point(device) or theta_0)
     first = records.finished_rounds()
     if first:
         # The run goes on behind the last round on record, with its masks and trained weights.
@@ -189,7 +207,7 @@ def _search(
         proof.prove_pruned(model, masks)
         if sample is not None:
             proof.prove_equal_to_dense(model, sample)
-        round = Round(index, model, masks, chosen, start, round.rewind_point)
+        round = round.after(model, masks, chosen, start)
         yield from _train(round)
 
 
@@ -199,19 +217,28 @@ def _train(round: Round) -> Iterator[Round]:
         raise RuntimeError(f"round {round.index} was not finished: call round.finish() after training it")
 
 
-def _plan(
-    model: nn.Module, masks: Masks, backend: str, sample: Sample | None, records: Records, index: int
-) -> Plan:
+def _plan(model: nn.Module, masks: Masks, backend: str, sample: Sample | None, records: Records, index: int) -> Plan:
     recorded = records.plan(index)
     chosen = recorded if recorded is not None else plan(model, masks, sample, backend)
+    if recorded is not None:
+        _check_replay(recorded, masks, index)
     records.keep_plan(index, chosen)
     return chosen
 
 
+def _check_replay(recorded: Plan, masks: Masks, index: int) -> None:
+    wanted = {recorded.row(name).backend for name in masks}
+    missing = wanted - set(backends.available())
+    if missing:
+        raise ValueError(
+            f"round {index} was planned for backend {', '.join(sorted(missing))}, which is not installed here "
+            f"(available: {', '.join(backends.available())}); install it, or plan anew with --replan, which gives up "
+            "bit-identity"
+        )
+
+
 def _masked(state: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
-    return {
-        name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()
-    }
+    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
 
 
 def _check_rewind(rewind: str) -> None:
@@ -250,16 +277,14 @@ def imp(
     if not 0 <= rewind_to < trainer.steps:
         raise ValueError(f"rewind_to: expected a step in [0, {trainer.steps}), got {rewind_to}")
     records = records or Records(None)
-    pruning = Pruning(
-        rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed
-    )
+    pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
     yield from records.tickets()
     for round in _search(trainer.model, pruning, rewind, backend, trainer.sample(), records):
         trained = trainer.train(
             round.model,
             start=rewind_to if round.index else 0,
             schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
-            at_step={rewind_to: lambda: _mark(round, records)} if round.index == 0 and rewind_to else None,
+            at_step={rewind_to: partial(_mark, round, records)} if round.index == 0 and rewind_to else None,
             progress=records.progress(round.index, round.masks, trainer.seed),
         )
         round.finish(describe(round.index, round.masks, round.plan, trained))

@@ -12,8 +12,8 @@ class Order:
     """Batches of a shuffled epoch without its incomplete last one; each epoch has a permutation of its own."""
 
     def __init__(self, examples: int, batch_size: int, seed: int) -> None:
-        if batch_size > examples:
-            raise ValueError(f"batch_size: expected at most the {examples} training examples, got {batch_size}")
+        if not 1 <= batch_size <= examples:
+            raise ValueError(f"batch_size: expected 1 to {examples}, the training examples, got {batch_size}")
         self.examples = examples
         self.batch_size = batch_size
         self.seed = seed

@@ -46,7 +46,11 @@ class Progress:
         return time.monotonic() - self._last >= self.every_seconds
 
     def save(
-        self, model: nn.Module, best: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+        self,
+        model: nn.Module,
+        best: Mapping[str, Tensor],
+        optimizer: Mapping[str, Tensor],
+        state: Mapping[str, Any],
     ) -> None:
         """Writes everything aside and renames it over the last file."""
         parts = {"model": model.state_dict(), "best": best, "optimizer": optimizer}
@@ -103,6 +107,4 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
 
 def _named(model: nn.Module) -> list[tuple[str, nn.Parameter, SparseLayer | None]]:
     layers = {id(module.values): module for module in model.modules() if isinstance(module, SparseLayer)}
-    return [
-        (dense_name(name), parameter, layers.get(id(parameter))) for name, parameter in model.named_parameters()
-    ]
+    return [(dense_name(name), parameter, layers.get(id(parameter))) for name, parameter in model.named_parameters()]

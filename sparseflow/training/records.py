@@ -1,13 +1,13 @@
 """What a search leaves in its folder, and takes up again: a finished round is there whole or not at all.
 
-    rewind.safetensors               theta_k, whole
-    round-03.plan.json               which backend runs each layer
-    round-03.progress.safetensors    a training in the middle, while there is one
-    round-03.trained.safetensors     the weights at the end of the newest round, which the next pruning reads
-    round-03.early.safetensors       the weights at early stop, of the newest round
-    round-03.ticket.safetensors      masks and the state to train from, with the metrics
-    round-03.scores.npy              one score for each test example, at early stop
-    round-03.json                    the metrics; written last: where it is, the round is done
+rewind.safetensors               theta_k, whole
+round-03.plan.json               which backend runs each layer
+round-03.progress.safetensors    a training in the middle, while there is one
+round-03.trained.safetensors     the weights at the end of the newest round, which the next pruning reads
+round-03.early.safetensors       the weights at early stop, of the newest round
+round-03.ticket.safetensors      masks and the state to train from, with the metrics
+round-03.scores.npy              one score for each test example, at early stop
+round-03.json                    the metrics; written last: where it is, the round is done
 """
 
 from __future__ import annotations
@@ -56,21 +56,19 @@ class Records:
 
     def ticket(self, index: int) -> Ticket:
         """The ticket of a round that is done."""
-        found = load(self._path(index, "ticket.safetensors"))
-        assert isinstance(found, Ticket)
+        path = self._path(index, "ticket.safetensors")
+        found = load(path)
+        if not isinstance(found, Ticket):
+            raise ValueError(f"{path}: expected a ticket, got weights; remove {path.parent} to begin this search anew")
         return found
 
     def trained(self, index: int) -> Weights:
         """The weights and masks at the end of the newest round."""
-        found = load(self._path(index, "trained.safetensors"))
-        assert isinstance(found, Weights)
-        return found
+        return self._weights(self._path(index, "trained.safetensors"))
 
     def early(self, index: int) -> Weights:
         """The weights at early stop of the newest round."""
-        found = load(self._path(index, "early.safetensors"))
-        assert isinstance(found, Weights)
-        return found
+        return self._weights(self._path(index, "early.safetensors"))
 
     def forget_plans(self) -> None:
         """Removes the plans of rounds that are not done, so that they are made anew."""
@@ -84,8 +82,7 @@ class Records:
         """theta_k, where it has been kept."""
         if self.folder is None or not (self.folder / "rewind.safetensors").exists():
             return None
-        found = load(self.folder / "rewind.safetensors")
-        assert isinstance(found, Weights)
+        found = self._weights(self.folder / "rewind.safetensors")
         return {name: tensor.to(device) for name, tensor in found.state.items()}
 
     def keep_rewind_point(self, state: dict[str, Tensor]) -> None:
@@ -148,6 +145,12 @@ class Records:
         """The score of each test example, of a training that is done."""
         scores: NDArray[np.float32] = np.load(self._path(index, "scores.npy", kind), allow_pickle=False)
         return scores
+
+    def _weights(self, path: Path) -> Weights:
+        found = load(path)
+        if not isinstance(found, Weights):
+            raise ValueError(f"{path}: expected weights, got a ticket; remove {path.parent} to begin this search anew")
+        return found
 
     def _path(self, index: int, what: str, kind: str = "round") -> Path:
         assert self.folder is not None

@@ -17,7 +17,7 @@ def constant() -> Schedule:
 
 
 def cosine(steps: int, warmup: int = 0, final: float = 0.0) -> Schedule:
-    """Linear from 0 over `warmup` steps, then half a cosine to `final` (Loshchilov & Hutter, 2017, arXiv:1608.03983)."""
+    """Linear from 0 over `warmup` steps, then half a cosine to `final` (Loshchilov & Hutter, arXiv:1608.03983)."""
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -84,6 +84,8 @@ class Trainer:
             raise ValueError(f"steps: expected at least 1, got {steps}")
         if accumulate < 1 or batch_size % accumulate:
             raise ValueError(f"accumulate: expected a divisor of batch_size {batch_size}, got {accumulate}")
+        if evaluate_every is not None and evaluate_every < 1:
+            raise ValueError(f"evaluate_every: expected at least 1 step, got {evaluate_every}")
         self.data = data
         self.make_optimizer = optimizer
         self.steps = steps
@@ -113,7 +115,8 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     def build(self, *labels: object) -> nn.Module:
         """A new model under a seed of its own: `build()` is the run's, `build("reinit", 3)` another draw."""
@@ -144,6 +147,8 @@ class Trainer:
         has been done and resumes it. Raises Stopped when asked to stop, FloatingPointError where the loss is not
         finite, and leaves the final weights in the model.
         """
+        if not 0 <= start < self.steps:
+            raise ValueError(f"start: expected a step in [0, {self.steps}), got {start}")
         run = _Run(self, model, start, schedule or self.schedule, progress)
         began = time.perf_counter()
         for step in run.remaining():
@@ -154,6 +159,10 @@ class Trainer:
             at_step[self.steps]()
         return run.finish(began)
 
+    def stepper(self, model: nn.Module) -> Callable[[int], None]:
+        """A function that does the optimizer step of a number, nothing else: for benchmarks of the step itself."""
+        return _Run(self, model, 0, self.schedule, None).step
+
 
 class _Run:
     """One call of `Trainer.train`."""
@@ -162,7 +171,8 @@ class _Run:
         self, trainer: Trainer, model: nn.Module, start: int, schedule: Schedule, progress: Progress | None
     ) -> None:
         self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
-        self.start = start
+        # `first` is where the training began, `start` where this call of it does, after a resume.
+        self.first = self.start = start
         self.accelerator = trainer.accelerator
         decay = trainer.weight_decay
         optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
@@ -208,11 +218,11 @@ class _Run:
             x, y = x.to(trainer.device, non_blocking=True), y.to(trainer.device, non_blocking=True)
             loss = trainer.loss(self.prepared(x), y)
             accelerator.backward(loss / trainer.accumulate if trainer.accumulate > 1 else loss)
+            self.last_loss = loss.detach()
         if trainer.clip is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), trainer.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.last_loss = loss.detach()
 
     def finish(self, began: float) -> Trained:
         """Measures on the test split, at early stop and at the end."""
@@ -228,7 +238,7 @@ class _Run:
         if self.progress is not None:
             self.progress.clear()
         return Trained(
-            steps=trainer.steps - self.start,
+            steps=trainer.steps - self.first,
             early_stop_step=self.best_step,
             validation_loss=self.best_loss,
             test=at_best,

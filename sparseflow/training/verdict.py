@@ -87,9 +87,7 @@ def verdict(arms: Mapping[str, ArrayLike], *, resamples: int = 10_000, seed: int
             comparisons[arm] = _compare(ticket_SN, scores_by_arm[arm], resamples, rng)
     value, because = _decide(comparisons)
     seeds, examples = ticket_SN.shape
-    scope = (
-        f"Brackets: 95 % intervals over {examples:,} test examples; they speak about {_these_seeds(seeds)}."
-    )
+    scope = f"Brackets: 95 % intervals over {examples:,} test examples; they speak about {_these_seeds(seeds)}."
     return Verdict(value, comparisons, f"{because} {scope}" if comparisons else because)
 
 
@@ -134,9 +132,7 @@ def _compare(
     return Comparison(mean, float(low), float(high), t_low, t_high, seeds, examples)
 
 
-def _bootstrap_means(
-    points_N: NDArray[np.float64], resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
+def _bootstrap_means(points_N: NDArray[np.float64], resamples: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Means of `resamples` draws of N examples with replacement.
 
     Drawing how often each distinct value comes up is the same experiment as drawing examples, and much
@@ -190,9 +186,7 @@ def _decide(comparisons: Mapping[str, Comparison]) -> tuple[VerdictValue, str]:
     if unsure:
         shown = "; ".join(f"against {_ARM_IN_WORDS[arm]} {comparisons[arm]}" for arm in unsure)
         return "undecided", f"The difference is too small, or this test too short, to decide: {shown}."
-    against_masks = " and ".join(
-        f"{_ARM_IN_WORDS[arm]} by {comparisons[arm]}" for arm in ("reinit", "shuffle")
-    )
+    against_masks = " and ".join(f"{_ARM_IN_WORDS[arm]} by {comparisons[arm]}" for arm in ("reinit", "shuffle"))
     against_dense = f"{_ARM_IN_WORDS['dense']}: {comparisons['dense']}"
     return "ticket", f"The pruned network beats {against_masks}, and holds against {against_dense}."
 

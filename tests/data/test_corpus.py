@@ -102,9 +102,7 @@ def test_a_changed_text_is_refused_and_fetched_again(fake_apt: Path) -> None:
 
 
 @pytest.mark.parametrize(("verses", "message"), [(31_101, "got 31,101"), (None, "Cannot open data file")])
-def test_a_failed_print_leaves_nothing(
-    fake_apt: Path, bare_machine: Path, verses: int | None, message: str
-) -> None:
+def test_a_failed_print_leaves_nothing(fake_apt: Path, bare_machine: Path, verses: int | None, message: str) -> None:
     _package(fake_apt, verses=verses or 31_102)
     if verses is None:
         (fake_apt / "usr/lib/bible.data").unlink()

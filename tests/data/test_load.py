@@ -11,8 +11,7 @@ def test_digits_are_split_three_ways() -> None:
     digits = data.load("digits", {"flat": False})
     sizes = [len(split) for split in (digits.train, digits.validation, digits.test)]
     images = [
-        split.batch(torch.arange(n))[0]
-        for split, n in zip((digits.train, digits.validation, digits.test), sizes)
+        split.batch(torch.arange(n))[0] for split, n in zip((digits.train, digits.validation, digits.test), sizes)
     ]
     assert sizes == [1197, 300, 300]
     assert {tuple(part.shape[1:]) for part in images} == {(1, 8, 8)} == {digits.input_shape}
@@ -56,9 +55,7 @@ def test_fetch_finds_what_is_there_by_name() -> None:
 
 
 def test_unknown_names_get_the_nearest_match_and_the_list() -> None:
-    with pytest.raises(
-        ValueError, match=r"did you mean 'digits'\? available: digits, fashion_mnist, module:f"
-    ):
+    with pytest.raises(ValueError, match=r"did you mean 'digits'\? available: digits, fashion_mnist, module:f"):
         data.load("digit", {})
 
 

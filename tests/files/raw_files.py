@@ -35,9 +35,7 @@ class RawFile:
         start, end = self.header[name]["data_offsets"]
         return memoryview(self.data)[start:end]
 
-    def replace(
-        self, name: str, data: bytes, shape: list[int] | None = None, dtype: str | None = None
-    ) -> None:
+    def replace(self, name: str, data: bytes, shape: list[int] | None = None, dtype: str | None = None) -> None:
         """Other bytes for one tensor, the offsets of those behind it moved, our JSON brought into line."""
         start, end = self.header[name]["data_offsets"]
         self.data[start:end] = data

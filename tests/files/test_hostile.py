@@ -11,7 +11,8 @@ import torch
 from raw_files import RawFile, framed, saved, signed, spelt
 from safetensors.torch import save_file
 
-from sparseflow.files import Rule, SparseFormatError, load
+from sparseflow.files import Rule, SparseFormatError, Weights, load, save
+from sparseflow.masks.masks import Masks
 
 Spoil = Callable[[RawFile], bytes | None]
 
@@ -82,6 +83,13 @@ def huge_layer(raw: RawFile) -> None:
     raw.replace("wide.weight.sp.values", struct.pack("<f", 1), [1])
     raw.replace(WIDE_INDPTR, struct.pack("<2i", 0, 1), [2])
     raw.replace(WIDE_COLS, struct.pack("<i", 0), [1], "I32")
+
+
+def overfull_row(raw: RawFile) -> None:
+    content_of(raw)["masked"]["wide.weight"] |= {"nnz": 201, "kept_zeros": 0}
+    raw.replace("wide.weight.sp.values", struct.pack("<201f", *[1.0] * 201), [201])
+    raw.replace(WIDE_INDPTR, struct.pack("<3i", 0, 201, 201))
+    raw.replace(WIDE_COLS, struct.pack("<201H", *range(200), 199), [201])
 
 
 def stray_key(raw: RawFile) -> None:
@@ -218,6 +226,7 @@ HOSTILE: dict[str, tuple[Rule, Spoil]] = {
         Rule.INDPTR,
         other_bytes(WIDE_INDPTR, struct.pack("<4i", 0, 1, 2, 3), [4]),
     ),
+    "more columns than a row has": (Rule.INDPTR, overfull_row),
     "column outside": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 3, 200, 0))),
     "columns fall": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 199, 3, 0))),
     "column twice": (Rule.COLS, other_bytes(WIDE_COLS, struct.pack("<3H", 3, 3, 0))),
@@ -248,6 +257,19 @@ def test_a_file_put_together_again_loads(tmp_path: Path) -> None:
     load(tmp_path / "ticket")
 
 
+def test_a_negative_column_is_refused(tmp_path: Path) -> None:
+    # Only columns wider than 16 bits have a sign; -1 in the second row would be a place of the first.
+    path = tmp_path / "wide"
+    weight = torch.zeros(2, 65537)
+    weight[0, 0] = weight[1, 0] = 1.0
+    save(Weights({"w": weight}, Masks({"w": weight != 0}), {}), path, format="compact")
+    raw = RawFile.read(path)
+    raw.replace("w.sp.cols", struct.pack("<2i", 0, -1))
+    path.write_bytes(raw.to_bytes())
+    with pytest.raises(SparseFormatError, match="rule 'cols': expected columns from 0 to 65536, got -1 to 0"):
+        load(path)
+
+
 def test_a_dense_file_with_another_number_of_nonzeros_is_refused(tmp_path: Path) -> None:
     raw = saved(tmp_path / "ticket", format="dense")
     raw.tensor("fc.weight")[:4] = bytes(4)
@@ -260,11 +282,20 @@ def test_a_dense_file_with_another_number_of_nonzeros_is_refused(tmp_path: Path)
 def test_the_cap_holds_for_plain_files_and_can_be_raised(tmp_path: Path) -> None:
     path = tmp_path / "plain"
     save_file({"w": torch.ones(10, 10)}, path)
-    with pytest.raises(
-        SparseFormatError, match="at most 399 bytes in memory, the file needs 400; raise max_dense"
-    ):
+    with pytest.raises(SparseFormatError, match="at most 399 bytes in memory, the file needs 400; raise max_dense"):
         load(path, max_dense_bytes=399)
     load(path, max_dense_bytes=400)
+
+
+@pytest.mark.parametrize("format", ["compact", "dense"])
+def test_the_cap_counts_the_masks_in_either_form(tmp_path: Path, format: str) -> None:
+    path = tmp_path / "ticket"
+    saved(path, format)
+    # Four bytes a float32 weight, two a bfloat16, one for each place of a mask; then bias, flags and counter.
+    needed = 5 * (15 + 400) + 3 * 16 + 12 + 3 + 8
+    with pytest.raises(SparseFormatError, match=f"the file needs {needed};"):
+        load(path, max_dense_bytes=needed - 1)
+    load(path, max_dense_bytes=needed)
 
 
 def test_the_error_names_file_tensor_and_rule(tmp_path: Path) -> None:

@@ -29,15 +29,14 @@ SHAPES = [
     (0, 4),
     (3, 0),
 ]
-JSON = st.recursive(
+JSON: st.SearchStrategy[object] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
+OBJECTS: st.SearchStrategy[dict[str, object]] = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 # One path is overwritten by each example, which the rename makes safe.
-SETTINGS = settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def masked_tensor(seed: int, dtype: torch.dtype, shape: tuple[int, ...], kept: int) -> tuple[Tensor, Tensor]:
@@ -67,8 +66,8 @@ def tickets(draw: st.DrawFn) -> Ticket:
     for index in range(draw(st.integers(0, 2))):
         shape = draw(st.sampled_from([(), (1,), (5,), (3, 2), (0,)]))
         state[f"buffers.{index}"] = torch.randint(0, 2, shape).to(draw(st.sampled_from(FLOATS + OTHERS)))
-    plan = draw(st.none() | st.dictionaries(st.text(max_size=5), JSON, max_size=2))
-    return Ticket(Masks(masks), state, plan, draw(st.dictionaries(st.text(max_size=5), JSON, max_size=3)))
+    plan: dict[str, object] | None = draw(st.none() | OBJECTS)
+    return Ticket(Masks(masks), state, plan, draw(OBJECTS))
 
 
 @SETTINGS
@@ -112,9 +111,7 @@ def test_pruned_places_are_plus_zero_in_a_dense_file(tmp_path: Path) -> None:
 
 def test_a_dense_file_says_which_kept_zeros_it_lost(tmp_path: Path) -> None:
     save(small_ticket(), tmp_path / "ticket", format="dense")
-    with pytest.warns(
-        UserWarning, match=r"1 kept weights equal 0\.0 .* \(fc\.weight\); save with format='compact'"
-    ):
+    with pytest.warns(UserWarning, match=r"1 kept weights equal 0\.0 .* \(fc\.weight\); save with format='compact'"):
         loaded = load(tmp_path / "ticket")
     assert loaded.masks.kept == {"fc.weight": 6, "wide.weight": 3, "conv.weight": 15}
 
@@ -137,6 +134,14 @@ def test_the_parts_of_a_small_layer(tmp_path: Path) -> None:
     assert raw["wide.weight.sp.indptr"].tolist() == [0, 2, 3]
     assert raw["wide.weight.sp.cols"].tolist() == [3, 199, 0]
     assert raw["wide.weight.sp.cols"].dtype == torch.uint16
+
+
+def test_every_tensor_is_aligned_to_its_dtype(tmp_path: Path) -> None:
+    save(small_ticket(), tmp_path / "ticket")
+    assert int.from_bytes((tmp_path / "ticket").read_bytes()[:8], "little") % 8 == 0
+    header = RawFile.read(tmp_path / "ticket").header
+    widths = {"F32": 4, "I32": 4, "I64": 8, "BF16": 2, "U16": 2, "U8": 1, "BOOL": 1}
+    assert all(entry["data_offsets"][0] % widths[entry["dtype"]] == 0 for entry in header.values())
 
 
 @pytest.mark.parametrize(("columns", "dtype"), [(65536, torch.uint16), (65537, torch.int32)])

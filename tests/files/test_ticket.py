@@ -44,6 +44,9 @@ def test_the_digest_sees_names_dtypes_shapes_masks_and_kept_values() -> None:
         ticket_of(torch.tensor([2.0, 0.0]), mask),
         ticket_of(torch.tensor([-0.0, 0.0]), mask),
         Ticket(Masks({}), {"w": weight}, None, {}),
+        Ticket(Masks({}), {"v": weight}, None, {}),
+        Ticket(Masks({}), {"w": weight.reshape(1, 2)}, None, {}),
+        Ticket(Masks({}), {"w": weight.view(torch.int32)}, None, {}),
     ]
     assert len({ticket.digest for ticket in others}) == len(others)
 

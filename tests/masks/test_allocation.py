@@ -61,9 +61,7 @@ def test_share_out_redistributes_what_exceeds_a_limit() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 20), st.integers(0, 20)), min_size=1), st.data())
-def test_share_out_is_exact_and_between_the_limits(
-    rows: list[tuple[int, int, int]], data: st.DataObject
-) -> None:
+def test_share_out_is_exact_and_between_the_limits(rows: list[tuple[int, int, int]], data: st.DataObject) -> None:
     weights = {str(i): Fraction(weight) for i, (weight, _, _) in enumerate(rows)}
     lower = {str(i): min(limits) for i, (_, *limits) in enumerate(rows)}
     upper = {str(i): max(limits) for i, (_, *limits) in enumerate(rows)}

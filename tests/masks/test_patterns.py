@@ -26,9 +26,7 @@ class Rows:
 def test_unstructured_is_every_weight_for_itself() -> None:
     assert Unstructured() == Unstructured()
     weights = {"a": torch.tensor([3.0, 1.0, 2.0])}
-    assert prune_tensors(weights, density=2 / 3, pattern=Unstructured()) == prune_tensors(
-        weights, density=2 / 3
-    )
+    assert prune_tensors(weights, density=2 / 3, pattern=Unstructured()) == prune_tensors(weights, density=2 / 3)
 
 
 def test_a_unit_that_stays_brings_nothing_back() -> None:

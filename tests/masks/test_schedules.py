@@ -48,7 +48,5 @@ def test_progress_out_of_range_is_refused(progress: float) -> None:
 
 
 def test_get_lists_the_choices() -> None:
-    with pytest.raises(
-        ValueError, match="no schedule 'cubik'; available: constant, cubic; did you mean 'cubic'"
-    ):
+    with pytest.raises(ValueError, match="no schedule 'cubik'; available: constant, cubic; did you mean 'cubic'"):
         schedules.get("cubik")

@@ -122,9 +122,7 @@ def test_floor_cascade_needs_a_third_pass() -> None:
     [(3, 3), (0.25, 3), ({"sm*": 5}, 5), ({"small": 0.5, "*": 1}, 5), (100, 10)],
 )
 @pytest.mark.parametrize("allocation", ["global", "layerwise"])
-def test_floor_is_a_count_a_fraction_or_by_name(
-    allocation: Allocation, floor: Any, kept_of_small: int
-) -> None:
+def test_floor_is_a_count_a_fraction_or_by_name(allocation: Allocation, floor: Any, kept_of_small: int) -> None:
     weights = {"small": torch.full((10,), 0.001), "large": torch.arange(1.0, 1001.0)}
     rates = {"small": 0.99} if allocation == "layerwise" else None
     masks = prune_tensors(weights, rate=0.5, allocation=allocation, rates=rates, floor=floor)
@@ -169,10 +167,7 @@ def test_a_layer_that_would_be_empty_is_refused_loudly() -> None:
             ({"density": density}, rf"density: expected the fraction to keep, in \(0, 1\], got {density}")
             for density in (0, -1, 1.5, float("nan"))
         ),
-        *(
-            ({"rate": rate}, rf"rate: expected .* in \[0, 1\), got {rate}")
-            for rate in (1.0, -0.1, 2, float("nan"))
-        ),
+        *(({"rate": rate}, rf"rate: expected .* in \[0, 1\), got {rate}") for rate in (1.0, -0.1, 2, float("nan"))),
         ({"density": 0.5, "allocation": "erg"}, "no allocation 'erg'; .* did you mean 'erk'"),
         ({"density": 0.5, "rates": {"*": 0.1}}, "rates needs allocation='layerwise', got 'global'"),
         ({"allocation": "layerwise"}, "takes rate, rates or both, and no density"),
@@ -192,9 +187,7 @@ def test_no_weights_and_wrong_scores_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one prunable parameter"):
         prune_tensors({}, density=0.5)
     with pytest.raises(ValueError, match=r"expected a score of shape \(3,\) for 'a', got \(2,\)"):
-        prune_tensors(
-            {"a": torch.ones(3)}, density=0.5, criterion=lambda w, s: Scores({"a": torch.ones(2)}, True)
-        )
+        prune_tensors({"a": torch.ones(3)}, density=0.5, criterion=lambda w, s: Scores({"a": torch.ones(2)}, True))
     with pytest.raises(ValueError, match="1 of 'a'"):
         prune_tensors({"a": torch.tensor([1.0, float("nan")])}, density=0.5)
 
@@ -234,9 +227,7 @@ def test_rounds_nest_with_exact_counts_above_the_floor(
 
 @settings(deadline=None, max_examples=20)
 @given(sizes, st.sampled_from(ALLOCATIONS), st.integers(0, 99))
-def test_rate_zero_and_the_same_density_change_nothing(
-    sizes: list[int], allocation: Allocation, seed: int
-) -> None:
+def test_rate_zero_and_the_same_density_change_nothing(sizes: list[int], allocation: Allocation, seed: int) -> None:
     weights = draw({str(i): (size,) for i, size in enumerate(sizes)}, seed)
     masks = prune_tensors(weights, rate=0.3, allocation=allocation, floor=0)
     assert prune_tensors(weights, masks, rate=0.0, allocation=allocation, floor=0) == masks

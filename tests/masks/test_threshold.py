@@ -32,9 +32,7 @@ def by_sort(scores: Scores, alive: Tensor, drop: int) -> Tensor:
 
 def choose(scores: Scores, survivors: Mapping[str, Tensor] | None, drop: int) -> Tensor:
     masks = apply_threshold(scores, survivors, find_threshold(scores, survivors, drop))
-    assert {name: mask.shape for name, mask in masks.items()} == {
-        n: t.shape for n, t in scores.tensors.items()
-    }
+    assert {name: mask.shape for name, mask in masks.items()} == {n: t.shape for n, t in scores.tensors.items()}
     return torch.cat([mask.reshape(-1) for mask in masks.values()])
 
 
@@ -46,19 +44,17 @@ def ties(generator: torch.Generator, dtype: torch.dtype) -> Tensor:
 FILLS: dict[str, Callable[[torch.Generator, torch.dtype], Tensor]] = {
     "normal": lambda g, dtype: torch.randn(COUNT, generator=g, dtype=torch.float64).to(dtype),
     "ties": ties,
+    # Many scores that differ in their last digit only.
+    "close": lambda g, dtype: 1 + torch.randint(60, (COUNT,), generator=g).to(dtype) * torch.finfo(dtype).eps,
     "equal": lambda g, dtype: torch.full((COUNT,), -0.5, dtype=dtype),
     "zeros of both signs": lambda g, dtype: (
-        torch.zeros(COUNT, dtype=dtype)
-        * torch.where(torch.rand(COUNT, generator=g) < 0.5, 1.0, -1.0).to(dtype)
+        torch.zeros(COUNT, dtype=dtype) * torch.where(torch.rand(COUNT, generator=g) < 0.5, 1.0, -1.0).to(dtype)
     ),
     "denormals": lambda g, dtype: (
-        torch.randint(-9, 9, (COUNT,), generator=g).to(torch.float64).to(dtype)
-        * torch.finfo(dtype).smallest_normal
-        / 8
+        torch.randint(-9, 9, (COUNT,), generator=g).to(torch.float64).to(dtype) * torch.finfo(dtype).smallest_normal / 8
     ),
     "extremes": lambda g, dtype: (
-        torch.tensor([1.0, -1.0, 0.0], dtype=dtype)[torch.randint(3, (COUNT,), generator=g)]
-        * torch.finfo(dtype).max
+        torch.tensor([1.0, -1.0, 0.0], dtype=dtype)[torch.randint(3, (COUNT,), generator=g)] * torch.finfo(dtype).max
     ),
 }
 
@@ -66,9 +62,7 @@ FILLS: dict[str, Callable[[torch.Generator, torch.dtype], Tensor]] = {
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fill", FILLS)
-def test_equals_a_stable_sort(
-    fill: str, dtype: torch.dtype, absolute: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_equals_a_stable_sort(fill: str, dtype: torch.dtype, absolute: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "CHUNK", 100)
     generator = torch.Generator().manual_seed(0)
     scores = Scores(split(FILLS[fill](generator, dtype)), absolute)
@@ -93,9 +87,7 @@ def test_mixed_dtypes_are_compared_exactly() -> None:
 
 def test_row_major_order_whatever_the_strides() -> None:
     tensor = torch.zeros(3, 4).t()
-    masks = apply_threshold(
-        Scores({"a": tensor}, True), None, find_threshold(Scores({"a": tensor}, True), None, 4)
-    )
+    masks = apply_threshold(Scores({"a": tensor}, True), None, find_threshold(Scores({"a": tensor}, True), None, 4))
     assert masks["a"].tolist() == [[False] * 3, [False, True, True], [True] * 3, [True] * 3]
     assert masks["a"].is_contiguous()
 
@@ -142,9 +134,7 @@ def test_equals_a_stable_sort_however_it_is_spread_over_processes(drop: int) -> 
     whole = split(ties(torch.Generator().manual_seed(0), torch.float32))
     slices = {name: tensor.reshape(-1).tensor_split(3) for name, tensor in whole.items()}
     parts = [Scores({name: part[rank] for name, part in slices.items()}, True) for rank in range(3)]
-    joined = Scores(
-        {f"{name}/{rank}": part[rank] for name, part in slices.items() for rank in range(3)}, True
-    )
+    joined = Scores({f"{name}/{rank}": part[rank] for name, part in slices.items() for rank in range(3)}, True)
     threshold = find_threshold(joined, None, drop)
 
     recorders = [Offsets() for _ in parts]
@@ -171,12 +161,8 @@ def test_histograms_of_other_processes_are_added() -> None:
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-def test_scores_that_are_not_finite_are_counted_by_name(
-    bad: float, dtype: torch.dtype, absolute: bool
-) -> None:
-    scores = Scores(
-        {"good": torch.ones(3, dtype=dtype), "bad": torch.tensor([1, bad, bad], dtype=dtype)}, absolute
-    )
+def test_scores_that_are_not_finite_are_counted_by_name(bad: float, dtype: torch.dtype, absolute: bool) -> None:
+    scores = Scores({"good": torch.ones(3, dtype=dtype), "bad": torch.tensor([1, bad, bad], dtype=dtype)}, absolute)
     for drop in (0, 2):
         with pytest.raises(ValueError, match=r"expected finite scores, got inf or nan for 2 of 'bad'$"):
             find_threshold(scores, None, drop)

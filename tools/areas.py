@@ -1,0 +1,77 @@
+"""Runs the test areas one after the other and prints the time of each beside its allotment.
+
+    python tools/areas.py           all of them
+    python tools/areas.py lint      some of them
+
+Exit status 1 where one failed. Times are for two quiet cores; being over is shown, and is no failure.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+BIN = Path(sys.executable).parent
+ALLOTTED = {"lint": 60, "foundation": 90}
+SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
+
+
+def lint() -> bool:
+    """ruff, import-linter, mypy --strict and pyright; the two slow ones side by side."""
+    slow = [_start("pyright"), _start("mypy")]
+    quick = [
+        _run("ruff", "check", "--quiet", *SOURCES),
+        _run("ruff", "format", "--check", "--quiet", *SOURCES),
+        _run("lint-imports", "--no-logo"),
+    ]
+    return all([process.wait() == 0 for process in slow] + quick)
+
+
+def foundation() -> bool:
+    """Masks, hardware, files, training, data, command line and documentation, on two processes."""
+    return _run("pytest", "-n", "2", "--dist", "worksteal", "tests")
+
+
+AREAS = {"lint": lint, "foundation": foundation}
+
+
+def main(names: list[str]) -> int:
+    """Runs the areas named, prints the table, returns the exit status."""
+    unknown = [name for name in names if name not in AREAS]
+    if unknown:
+        print(f"no area {', '.join(unknown)}; available: {', '.join(AREAS)}", file=sys.stderr)
+        return 2
+    results = {}
+    for name in names or AREAS:
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        passed = AREAS[name]()
+        results[name] = (passed, time.perf_counter() - start)
+    print(f"\n{'area':<12} {'seconds':>8} {'allotted':>9}")
+    for name, (passed, seconds) in results.items():
+        over = "  over" if seconds > ALLOTTED[name] else ""
+        print(f"{name:<12} {seconds:>8.1f} {ALLOTTED[name]:>9}  {'passed' if passed else 'FAILED'}{over}")
+    failed = sum(not passed for passed, _ in results.values())
+    print(f"areas: {len(results) - failed} passed, {failed} failed", flush=True)
+    return 1 if failed else 0
+
+
+def _command(name: str, arguments: tuple[str, ...]) -> list[str]:
+    return [str(BIN / name), *arguments]
+
+
+def _run(name: str, *arguments: str) -> bool:
+    # One thread a process: pytest runs two, and torch's pools would fight over the cores.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return subprocess.run(_command(name, arguments), env=environment).returncode == 0
+
+
+def _start(name: str, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(_command(name, arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Makes the virtual environment: `setup.sh base` for users, `setup.sh all` with everything that the tests need.
+# PYTHON, VENV, TORCH and SYSTEM come from the Makefile. Needs neither root nor a compiler.
+set -eu
+what=$1
+
+if [ -z "$PYTHON" ]; then
+    echo "sparseflow needs Python 3.11 or newer; none was found. Say which: make PYTHON=/path/to/python" >&2
+    exit 2
+fi
+
+if [ ! -x "$VENV/bin/python" ]; then
+    options=""
+    [ -n "$SYSTEM" ] && options="--system-site-packages"
+    # Debian's Python has no ensurepip of its own; pip can put itself into an environment from outside.
+    "$PYTHON" -m venv $options "$VENV" 2>/dev/null || {
+        rm -rf "$VENV"
+        "$PYTHON" -m venv $options --without-pip "$VENV"
+        "$PYTHON" -m pip --python "$VENV/bin/python" install --quiet pip
+    }
+fi
+
+pip() { "$VENV/bin/python" -m pip --disable-pip-version-check "$@" --quiet; }
+
+# torch comes first: with one installed, nothing else makes pip fetch another build of it.
+pinned=constraints.txt
+if [ -z "$SYSTEM" ] && [ "$TORCH" = "torch==2.13.0" ]; then
+    pip install "$TORCH" --constraint "$pinned"
+else
+    # Another torch brings its own triton, and that its own numpy.
+    grep -v -E '^(torch|triton|numpy)==' constraints.txt > "$VENV/constraints.txt"
+    pinned=$VENV/constraints.txt
+    [ -n "$SYSTEM" ] || pip install "$TORCH"
+fi
+
+extras=""
+[ "$what" = all ] && extras="[test,lint,digits,transformers,deepspeed]"
+pip install --constraint "$pinned" --editable ".$extras"
+[ "$what" = base ] || touch "$VENV/.ready-all"
+touch "$VENV/.ready-base"
