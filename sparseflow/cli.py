@@ -6,9 +6,12 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sparseflow.recipes import Named
 
 app = typer.Typer(
     help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
@@ -43,10 +46,9 @@ def run(
     folder = out or Path("runs") / chosen.name
     found = runs.open_run(folder, chosen, resume)
     replayed = None if plan is None else runs.read_plans(plan, chosen)
-    _make_local(chosen.data.name, data)
+    _make_local(chosen.data, data)
     runs.check(chosen)
-    runs.begin(found, replan)
-    started = time.monotonic()
+    started = time.monotonic() - runs.begin(found, replan)
     networks = runs.trainings(chosen)
     with (
         open(folder / "metrics.jsonl", "a") as metrics,
@@ -61,9 +63,13 @@ def run(
         try:
             run_all(found, listen, replayed, replan)
         except Stopped as stopped:
-            runs.note_stop(found, STOPPED, stopped.step, time.monotonic() - started)
+            runs.note_stop(found, STOPPED, "signal", stopped.step, time.monotonic() - started)
             typer.echo(f"stopped; go on with: sparseflow run {recipe} --out {folder} --resume", err=True)
             raise typer.Exit(STOPPED) from None
+        except (ValueError, TypeError, FloatingPointError, RuntimeError) as error:
+            status = 2 if isinstance(error, (ValueError, TypeError)) else 1
+            runs.note_stop(found, status, str(error), None, time.monotonic() - started)
+            raise
     result = runs.finish(found, started)
     if as_json:
         typer.echo(json.dumps(result))
@@ -84,7 +90,7 @@ def plan(
     from sparseflow.recipes import load_recipe
 
     chosen = load_recipe(recipe, settings or [])
-    _make_local(chosen.data.name, data)
+    _make_local(chosen.data, data)
     made = runs.plan_recipe(chosen, density)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
 
@@ -170,10 +176,17 @@ def main() -> None:
             raise
         print(f"sparseflow: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except FloatingPointError as error:
+        print(f"sparseflow: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
-def _make_local(name: str, data: Any) -> None:
+def _make_local(spec: Named, data: Any) -> None:
     """Fetches one of our data sets where it is not on this machine yet."""
+    name = spec.name
+    if "path" in spec.options:
+        # The user's own file, which `load` will read or miss.
+        return
     if data.available().get(name, "").startswith("not here"):
         typer.echo(f"fetching {name} …", err=True)
         data.fetch(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -119,8 +119,7 @@ class Recipe(_Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
-        spec = self.pruning
-        Pruning(spec.rounds, rate=spec.rate, density=spec.density, schedule=spec.schedule, rates=spec.rates)
+        make_pruning(self.pruning)
         return self
 
 
@@ -135,23 +134,20 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     if not path.is_file():
         names = ", ".join(available_recipes())
         raise ValueError(f"no recipe {source!r}: expected a YAML file or one of: {names}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    return read_recipe(path, overrides)
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file. `ValueError` with the path and the first thing that is wrong."""
+    content = _yaml(path.read_text(), str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of keys such as model, data and training")
     for override in overrides:
         _override(content, override)
-    return parse_recipe(content, str(path))
-
-
-def parse_recipe(content: Mapping[str, Any], origin: str) -> Recipe:
-    """The recipe that plain data says. `ValueError` with `origin` and the first thing that is wrong."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise ValueError(f"{origin}: {_first_line(error)}") from None
+        raise ValueError(f"{path}: {_first_line(error)}") from None
 
 
 def available_recipes() -> dict[str, Path]:
@@ -163,6 +159,21 @@ def available_recipes() -> dict[str, Path]:
     # Installed, they lie in the package; in a checkout, beside it.
     folders = [package / "recipes", package.parent / "recipes"]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def make_pruning(spec: PruningSpec) -> Pruning:
+    """How the recipe prunes. `ValueError` for a combination that says nothing, or two things."""
+    return Pruning(
+        spec.rounds,
+        rate=spec.rate,
+        density=spec.density,
+        schedule=spec.schedule,
+        criterion=spec.criterion,
+        allocation=spec.allocation,
+        rates=spec.rates,
+        floor=spec.floor,
+        param_filter=spec.param_filter,
+    )
 
 
 def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) -> Trainer:
@@ -234,10 +245,14 @@ def _override(content: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ValueError(f"--set {override!r}: {parent} holds {inner!r}, which has no keys")
         place = inner
+    place[last] = _yaml(text, f"--set {override!r}")
+
+
+def _yaml(text: str, origin: str) -> Any:
     try:
-        place[last] = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"--set {override!r}: not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{origin}: not YAML: {' '.join(str(error).split())}") from None
 
 
 def _first_line(error: ValidationError) -> str:

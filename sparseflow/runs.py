@@ -25,7 +25,9 @@ from sparseflow.files import Ticket, Weights, load, save
 from sparseflow.files.atomic import atomic_write
 from sparseflow.hardware import backends
 from sparseflow.hardware.plan import Plan, plan
-from sparseflow.recipes import Recipe, make_trainer, parse_recipe
+from sparseflow.hardware.sample import untouched
+from sparseflow.masks import Masks
+from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.report import write_report
 from sparseflow.training.controls import train_control
 from sparseflow.training.lottery import imp
@@ -53,7 +55,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
     """The run in `folder`, new or resumed. `ValueError` where it holds another one, or one and `resume` is not said."""
     kept = folder / "recipe.yaml"
     if kept.exists():
-        before = parse_recipe(yaml.safe_load(kept.read_text()), str(kept))
+        before = read_recipe(kept)
         changed = [key for key in Recipe.model_fields if getattr(before, key) != getattr(recipe, key)]
         if changed:
             raise ValueError(
@@ -67,30 +69,51 @@ def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
     return Run(folder, recipe)
 
 
-def begin(run: Run, replan: bool = False) -> None:
-    """Writes the recipe into the run's folder, so that it can be resumed, and whether it was ever planned anew."""
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "stopped.json").unlink(missing_ok=True)
+def begin(run: Run, replan: bool = False) -> float:
+    """Writes the recipe into the run's folder, so that it can be resumed, and whether it was ever planned anew.
+
+    Returns the seconds that the run had taken when it was stopped.
+    """
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: cannot make the folder {run.folder}: {error.strerror}") from None
+    stopped = run.folder / "stopped.json"
+    seconds = float(json.loads(stopped.read_text())["seconds"]) if stopped.exists() else 0.0
+    stopped.unlink(missing_ok=True)
     text = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
     with atomic_write(run.folder / "recipe.yaml") as file:
         file.write(text.encode())
     if replan:
         write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
+    return seconds
 
 
 def check(recipe: Recipe) -> None:
     """Builds what the recipe names once, so that what is wrong shows before a folder is made or a process started."""
     trainer = make_trainer(recipe, recipe.seeds[0])
-    prunable_weights(trainer.model, recipe.pruning.param_filter)
     if recipe.backend != "auto":
         backends.get(recipe.backend)
+    weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
+    if recipe.pruning.rounds:
+        everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
+        make_pruning(recipe.pruning)(trainer.model, everything, 1)
+    x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
+    try:
+        with torch.no_grad(), untouched(trainer.model):
+            trainer.loss(trainer.model(x), y)
+    except (RuntimeError, IndexError) as error:
+        raise ValueError(
+            f"model {recipe.model.name!r} cannot train on data {recipe.data.name!r}, whose examples have shape "
+            f"{trainer.data.input_shape} in {trainer.data.classes} classes: {error}; change model.options or data.options"
+        ) from None
 
 
-def note_stop(run: Run, status: int, step: int, seconds: float) -> None:
+def note_stop(run: Run, status: int, reason: str, step: int | None, seconds: float) -> None:
     """Writes stopped.json: launchers swallow exit statuses."""
     content = {
         "status": status,
-        "reason": "signal",
+        "reason": reason,
         "step": step,
         "path": str(run.folder),
         "seconds": seconds,
@@ -103,7 +126,7 @@ def load_run(folder: Path) -> Run:
     kept = folder / "recipe.yaml"
     if not kept.exists():
         raise ValueError(f"{folder} holds no run: expected {kept}; give the --out folder of `sparseflow run`")
-    return Run(folder, parse_recipe(yaml.safe_load(kept.read_text()), str(kept)))
+    return Run(folder, read_recipe(kept))
 
 
 def run_seed(
@@ -123,7 +146,6 @@ def run_seed(
         "seed": seed,
         "kind": "round",
         "round": records.finished_rounds(),
-        "density": 1.0,
     }
     trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}))
     trainer.should_stop = should_stop
@@ -188,6 +210,8 @@ def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
     missing = [seed for seed in recipe.seeds if str(seed) not in recorded]
     if missing:
         raise ValueError(f"--plan {path}: expected plans for seeds {recipe.seeds}, got none for {missing}")
+    if not all(isinstance(recorded[str(seed)], list) for seed in recipe.seeds):
+        raise ValueError(f"--plan {path}: expected a list of plans for each seed, one a round")
     return {
         seed: {number: Plan.from_json(one) for number, one in enumerate(recorded[str(seed)]) if one is not None}
         for seed in recipe.seeds
@@ -285,6 +309,8 @@ def export(source: Path, target: Path, form: str) -> None:
     """
     if form not in ("dense", "compact"):
         raise ValueError(f"--format: expected dense or compact, got {form!r}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
     found = load(_weights_file(source))
     if isinstance(found, Ticket):
         found = Weights(found.rewind, found.masks, {"ticket": found.digest})

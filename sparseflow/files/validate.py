@@ -89,6 +89,6 @@ def shape_fault(shape: list[int]) -> str | None:
     if len(shape) > MAX_DIMS:
         return f"expected at most {MAX_DIMS} dimensions, got {len(shape)}"
     # A zero elsewhere in the shape must not hide a size that later arithmetic cannot hold.
-    if any(not 0 <= size <= MAX_ELEMENTS for size in shape) or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
+    if any(size < 0 for size in shape) or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS:
         return f"expected sizes of at least 0 and at most {MAX_ELEMENTS} elements, got {shape}"
     return None

@@ -93,7 +93,7 @@ class Records:
     def plan(self, index: int) -> Plan | None:
         """The plan of a round, as recorded here or as given to replay."""
         if self.folder is not None and self._path(index, "plan.json").exists():
-            return Plan.from_json(json.loads(self._path(index, "plan.json").read_text()))
+            return Plan.from_json(_read_json(self._path(index, "plan.json")))
         return self.plans.get(index)
 
     def keep_plan(self, index: int, plan: Plan) -> None:
@@ -138,8 +138,7 @@ class Records:
         """The metrics of a training that is done, else None."""
         if self.folder is None or not self._path(index, "json", kind).exists():
             return None
-        found: dict[str, Any] = json.loads(self._path(index, "json", kind).read_text())
-        return found
+        return _read_json(self._path(index, "json", kind))
 
     def scores(self, index: int, kind: str = "round") -> NDArray[np.float32]:
         """The score of each test example, of a training that is done."""
@@ -181,6 +180,16 @@ def write_json(path: Path, content: object) -> None:
     """Writes JSON aside and renames it."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); remove it to do its part of the search again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a JSON object; remove it to do its part of the search again")
+    return found
 
 
 def _dense_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

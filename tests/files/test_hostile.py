@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from raw_files import RawFile, framed, saved, signed, spelt
-from safetensors.torch import save_file
 
 from sparseflow.files import Rule, SparseFormatError, Weights, load, save
 from sparseflow.masks.masks import Masks
@@ -277,25 +276,6 @@ def test_a_dense_file_with_another_number_of_nonzeros_is_refused(tmp_path: Path)
     (tmp_path / "ticket").write_bytes(raw.to_bytes())
     with pytest.raises(SparseFormatError, match=r"'fc\.weight' breaks the rule 'nnz'"):
         load(tmp_path / "ticket")
-
-
-def test_the_cap_holds_for_plain_files_and_can_be_raised(tmp_path: Path) -> None:
-    path = tmp_path / "plain"
-    save_file({"w": torch.ones(10, 10)}, path)
-    with pytest.raises(SparseFormatError, match="at most 399 bytes in memory, the file needs 400; raise max_dense"):
-        load(path, max_dense_bytes=399)
-    load(path, max_dense_bytes=400)
-
-
-@pytest.mark.parametrize("format", ["compact", "dense"])
-def test_the_cap_counts_the_masks_in_either_form(tmp_path: Path, format: str) -> None:
-    path = tmp_path / "ticket"
-    saved(path, format)
-    # Four bytes a float32 weight, two a bfloat16, one for each place of a mask; then bias, flags and counter.
-    needed = 5 * (15 + 400) + 3 * 16 + 12 + 3 + 8
-    with pytest.raises(SparseFormatError, match=f"the file needs {needed};"):
-        load(path, max_dense_bytes=needed - 1)
-    load(path, max_dense_bytes=needed)
 
 
 def test_the_error_names_file_tensor_and_rule(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ JSON: st.SearchStrategy[object] = st.recursive(
 )
 OBJECTS: st.SearchStrategy[dict[str, object]] = st.dictionaries(st.text(max_size=5), JSON, max_size=3)
 # One path is overwritten by each example, which the rename makes safe.
-SETTINGS = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def masked_tensor(seed: int, dtype: torch.dtype, shape: tuple[int, ...], kept: int) -> tuple[Tensor, Tensor]:
