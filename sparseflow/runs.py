@@ -95,17 +95,17 @@ def check(recipe: Recipe) -> None:
     if recipe.backend != "auto":
         backends.get(recipe.backend)
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
-    if recipe.pruning.rounds:
-        everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
-        make_pruning(recipe.pruning)(trainer.model, everything, 1)
+    everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
+    make_pruning(recipe.pruning).check(trainer.model, everything)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
     try:
         with torch.no_grad(), untouched(trainer.model):
             trainer.loss(trainer.model(x), y)
     except (RuntimeError, IndexError) as error:
         raise ValueError(
-            f"model {recipe.model.name!r} cannot train on data {recipe.data.name!r}, whose examples have shape "
-            f"{trainer.data.input_shape} in {trainer.data.classes} classes: {error}; change model.options or data.options"
+            f"model {recipe.model.name!r} cannot train on data {recipe.data.name!r} with examples of shape "
+            f"{trainer.data.input_shape} in {trainer.data.classes} classes: {error}; change model.options or "
+            "data.options"
         ) from None
 
 

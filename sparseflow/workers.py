@@ -92,6 +92,8 @@ def _run_here(
 class _Worker:
     process: SpawnProcess
     events: Connection
+    # Whether it has said how it ended.
+    reported: bool = False
 
 
 def _run_beside(run: Run, listener: Listener, flag: StopFlag, plans: Plans | None, replan: bool) -> None:
@@ -104,7 +106,7 @@ def _run_beside(run: Run, listener: Listener, flag: StopFlag, plans: Plans | Non
             while waiting and len(working) < run.recipe.workers and not flag() and not ended:
                 working.append(_start(run, waiting.popleft(), plans, replan))
             for worker in _ready(working):
-                _read(worker, working, listener, ended)
+                _read(worker, working, listener, ended, flag)
             if ended:
                 # One seed's end ends the run; the others save what they have.
                 _terminate(working)
@@ -128,16 +130,23 @@ def _ready(working: list[_Worker]) -> list[_Worker]:
     return [worker for worker in working if worker.events in found]
 
 
-def _read(worker: _Worker, working: list[_Worker], listener: Listener, ended: list[dict[str, Any]]) -> None:
+def _read(
+    worker: _Worker, working: list[_Worker], listener: Listener, ended: list[dict[str, Any]], flag: StopFlag
+) -> None:
     try:
         event = worker.events.recv()
     except EOFError:
         worker.process.join()
         working.remove(worker)
-        if worker.process.exitcode not in (0, 1, _WRONG_INPUT, STOPPED):
-            ended.append({"event": "error", "text": f"a worker ended with status {worker.process.exitcode}"})
+        status = worker.process.exitcode
+        if status != 0 and not worker.reported:
+            # A signal that comes while a worker still imports ends it at once, before it has anything to save.
+            stopped = flag() or bool(ended)
+            text = f"a worker ended with status {status}"
+            ended.append({"event": "stopped", "step": 0} if stopped else {"event": "error", "text": text})
         return
     if event["event"] in ("error", "wrong input", "stopped"):
+        worker.reported = True
         ended.append(event)
     else:
         listener(event)

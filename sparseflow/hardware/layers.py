@@ -8,49 +8,20 @@ Shapes: B rows, I in, O out, C channels, Z values (nnz and padding).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, cast
-from weakref import WeakValueDictionary
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn.grad import conv2d_weight
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
-from sparseflow.hardware.optimizers import mark_replaced, watch
+from sparseflow.hardware.dense_gradient import DenseGradient
+from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
+from sparseflow.hardware.product import handle_of, product, unpack
 from sparseflow.hardware.workload import Geometry
-
-# Autograd gets tensors and an integer, so that it can become a torch custom op unchanged.
-_OPS: WeakValueDictionary[int, SparseOp] = WeakValueDictionary()
-_handles = itertools.count()
-
-
-class DenseGradient:
-    """Sums the dense weight gradient of one layer over backward passes, for algorithms that regrow (RigL)."""
-
-    def __init__(self, layer: SparseLayer) -> None:
-        self.geometry = layer.geometry
-        self.shape = layer.op.unpack_values(layer.values.detach()).shape
-        # (O, I) or (O, C, H, W), once a backward has run.
-        self.total: Tensor | None = None
-
-    def add(self, dy: Tensor, x: Tensor) -> None:
-        gradient = self._linear(dy, x) if self.geometry.kind == "linear" else self._conv2d(dy, x)
-        self.total = gradient if self.total is None else self.total + gradient
-
-    def _linear(self, dy: Tensor, x: Tensor) -> Tensor:
-        return dy.t().mm(x)
-
-    def _conv2d(self, dy: Tensor, x: Tensor) -> Tensor:
-        g = self.geometry
-        return conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
-            x, self.shape, dy, g.stride, g.padding, g.dilation, g.groups
-        )
 
 
 class SparseLayer(nn.Module):
@@ -66,10 +37,19 @@ class SparseLayer(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, backend: str, op: SparseOp, geometry: Geometry, shape: tuple[int, ...], transposed: bool
+        self,
+        backend: str,
+        op: SparseOp,
+        values: nn.Parameter,
+        bias: nn.Parameter | None,
+        geometry: Geometry,
+        shape: tuple[int, ...],
+        transposed: bool = False,
     ) -> None:
         super().__init__()
         self.backend = backend
+        self.values = values
+        self.bias = bias
         self.geometry = geometry
         # The shape of the dense parameter; transformers' Conv1D stores (in, out).
         self.weight_shape = shape
@@ -92,8 +72,7 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight, zeros at pruned places, differentiable with respect to `values`. Slow, read-only."""
-        dense = cast(Tensor, _Unpack.apply(self.values, self._handle))  # type: ignore[no-untyped-call]
-        return self._stored(dense)
+        return self._stored(unpack(self.values, self._handle))
 
     def pack(self, tensor: Tensor) -> Tensor:
         """A tensor like the dense parameter (its values, or an optimizer's moments) → native order."""
@@ -109,14 +88,21 @@ class SparseLayer(nn.Module):
         return backends.get(self.backend).pack(mask, self.op.layout)
 
     def install(self, op: SparseOp, values: Tensor) -> None:
-        """Takes another structure with its values. Equal lengths keep the Parameter and copy in place."""
-        self._install(op)
-        if values.shape == self.values.shape:
+        """Takes another structure with its values, together with every layer that shares the old ones.
+
+        Equal lengths keep the Parameter and copy in place.
+        """
+        old = new = self.values
+        if values.shape == old.shape:
             with torch.no_grad():
-                self.values.copy_(values)
-            return
-        mark_replaced(self.values)
-        self.values = nn.Parameter(values, requires_grad=self.values.requires_grad)
+                old.copy_(values)
+        else:
+            new = nn.Parameter(values, requires_grad=old.requires_grad)
+            mark_replaced(old)
+        for layer in layers_of(old):
+            assert isinstance(layer, SparseLayer)
+            layer.values = new
+            layer._install(op)
 
     def remask_values_(self) -> None:
         """Clears whatever stands at padding and pruned places of `values`."""
@@ -125,8 +111,7 @@ class SparseLayer(nn.Module):
 
     def _install(self, op: SparseOp) -> None:
         self._op = op
-        self._handle = next(_handles)
-        _OPS[self._handle] = op
+        self._handle = handle_of(op)
 
     def _stored(self, tensor: Tensor) -> Tensor:
         # Its own inverse: between the dense parameter's shape and the logical (O, I) that backends see.
@@ -138,12 +123,11 @@ class SparseLayer(nn.Module):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-            x, values = x.to(dtype), values.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        elif x.dtype != values.dtype:
+            x, values = _autocast(x, dtype), _autocast(values, dtype)
+            bias = None if bias is None else _autocast(bias, dtype)
+        if x.dtype != values.dtype:
             raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
-        product = _Product.apply(x, values, bias, self._handle, self.dense_gradient)  # type: ignore[no-untyped-call]
-        return cast(Tensor, product)
+        return product(x, values, bias, self._handle, self.dense_gradient)
 
     # How nn.Module lets a layer move, copy and load: the indices go with the values.
 
@@ -186,6 +170,10 @@ class SparseLayer(nn.Module):
             error_msgs.append(str(error))
 
     def _load_weight(self, state: Mapping[str, Any], prefix: str, missing_keys: list[str]) -> None:
+        if self.values.is_meta:
+            raise ValueError(
+                f"{prefix}weight: a sparse layer on the meta device cannot be loaded; move it elsewhere first"
+            )
         if prefix + "weight" in state:
             weight = state[prefix + "weight"]
             if tuple(weight.shape) != self.weight_shape:
@@ -232,7 +220,9 @@ class SparseLinear(SparseLayer):
     def out_features(self) -> int:
         return self.weight_shape[1 if self.transposed else 0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        # The name is torch's, for callers who give it by keyword.
+        x = input
         if x.shape[-1] != self.in_features:
             raise ValueError(
                 f"{type(self).__name__}: expected inputs of width {self.in_features}, got {tuple(x.shape)}"
@@ -253,13 +243,14 @@ class SparseConv2d(SparseLayer):
         self,
         backend: str,
         op: SparseOp,
+        values: nn.Parameter,
+        bias: nn.Parameter | None,
         geometry: Geometry,
         shape: tuple[int, ...],
-        transposed: bool,
         extra_padding: tuple[int, ...] | None = None,
         padding_mode: str = "zeros",
     ) -> None:
-        super().__init__(backend, op, geometry, shape, transposed)
+        super().__init__(backend, op, values, bias, geometry, shape)
         # What the op's symmetric zero padding cannot say is padded here, before the product.
         self.extra_padding = extra_padding
         self.padding_mode = padding_mode
@@ -272,7 +263,8 @@ class SparseConv2d(SparseLayer):
     def out_channels(self) -> int:
         return self.weight_shape[0]
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
+        x = input
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
             raise ValueError(
                 f"{type(self).__name__}: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}"
@@ -289,42 +281,6 @@ class SparseConv2d(SparseLayer):
         return f"{sizes}, {self.geometry}, nnz={self.op.nnz:,}, backend={self.backend!r}"
 
 
-class _Product(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted: DenseGradient | None
-    ) -> Tensor:
-        op = _OPS[handle]
-        ctx.save_for_backward(x, values)
-        # A mask may change before this backward: it needs the op that made this forward.
-        ctx.op = op
-        ctx.wanted = wanted
-        return op.forward(x, values, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dy: Tensor
-    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
-        x, values = ctx.saved_tensors
-        dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
-        dbias = None
-        if ctx.needs_input_grad[2]:
-            dbias = dy.sum(0) if dy.dim() == 2 else dy.sum((0, 2, 3))
-        if ctx.wanted is not None:
-            ctx.wanted.add(dy, x)
-        return dx, dvalues, dbias, None, None
-
-
-class _Unpack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, handle: int) -> Tensor:
-        ctx.op = _OPS[handle]
-        return cast(Tensor, ctx.op.unpack_values(values))
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, dweight: Tensor
-    ) -> tuple[Tensor, None]:
-        return ctx.op.pack_values(dweight), None
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    # torch's own rule: autocast leaves float64 and integers alone.
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor

@@ -18,7 +18,7 @@ MIXING = frozenset({"Adafactor", "LBFGS", "LAMB", "Lamb", "LARS", "Muon", "Shamp
 def mixes_elements(optimizer: torch.optim.Optimizer) -> bool:
     """Whether one element's update depends on other elements of its weight, as in Muon or Adafactor."""
     inner = getattr(optimizer, "optimizer", optimizer)
-    return type(inner).__name__ in MIXING
+    return any(kind.__name__ in MIXING for kind in type(inner).__mro__)
 
 
 def rebind(
@@ -52,6 +52,11 @@ def _move_state(
     moved = {}
     for key, value in state.items():
         like_parameter = isinstance(value, Tensor) and value.dim() > 0 and value.shape == old.shape
+        if isinstance(value, Tensor) and value.numel() > 1 and not like_parameter and old.shape != new.shape:
+            raise ValueError(
+                f"{type(optimizer).__name__} keeps {key!r} of shape {tuple(value.shape)} for a weight of shape "
+                f"{tuple(old.shape)}, which cannot follow it to {tuple(new.shape)}; build the optimizer after this call"
+            )
         moved[key] = convert(value) if like_parameter else value
     optimizer.state[new] = moved
 
@@ -67,8 +72,15 @@ def check_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
     if not holds_any(optimizer, model):
         raise ValueError(
             "expected an optimizer of this model, got one that holds none of its parameters; build it from "
-            "sf.param_groups(model) or model.parameters()"
+            "model.parameters() or sf.param_groups(model, weight_decay)"
         )
+
+
+def check_rebindable(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """`ValueError` where the optimizer belongs to another model, or cannot be given other parameters."""
+    check_optimizer(optimizer, model)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise ValueError("LBFGS keeps a list of the parameters that cannot be changed; build it after this call")
 
 
 class MaskedValues(Protocol):
@@ -90,6 +102,11 @@ def watch(layer: MaskedValues) -> None:
     _install_hooks()
 
 
+def layers_of(values: nn.Parameter) -> list[MaskedValues]:
+    """All living layers whose values are this very Parameter: more than one where weights are tied."""
+    return [layer for layer in _LAYERS if layer.values is values]
+
+
 def mark_replaced(parameter: nn.Parameter) -> None:
     """Notes that no model reads this parameter any more: an optimizer that still steps it gets an error."""
     parameter._sparseflow_replaced = True  # type: ignore[attr-defined]
@@ -106,22 +123,22 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if "_sparseflow_replaced" in parameter.__dict__:
-                raise RuntimeError(
+                raise ValueError(
                     "this optimizer holds a parameter that sparsify, remask or densify has replaced, so it would "
                     "train nothing there; pass optimizer= to that call, or build the optimizer after it"
                 )
     if mixes_elements(optimizer):
-        for layer in _layers_of(optimizer):
+        for layer in _held_by(optimizer):
             refuse_mixing(optimizer, layer.backend)
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     if mixes_elements(optimizer):
-        for layer in _layers_of(optimizer):
+        for layer in _held_by(optimizer):
             layer.remask_values_()
 
 
-def _layers_of(optimizer: torch.optim.Optimizer) -> list[MaskedValues]:
+def _held_by(optimizer: torch.optim.Optimizer) -> list[MaskedValues]:
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     return [layer for layer in _LAYERS if id(layer.values) in held]
 

@@ -35,7 +35,7 @@ def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, l
     """
     seen = {name: Seen() for name in layers}
     hooks = [
-        module.register_forward_pre_hook(_watch(seen[name], kind))
+        module.register_forward_pre_hook(_watch(seen[name], kind), with_kwargs=True)
         for name, (kind, modules) in layers.items()
         for module in modules
     ]
@@ -48,11 +48,12 @@ def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, l
     return seen
 
 
-def _watch(seen: Seen, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0]
+def _watch(seen: Seen, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        (x,) = (*inputs, *named.values())
         device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
+        # Autocast leaves float64 alone.
+        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
         seen.dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
         seen.needs_dx |= x.requires_grad
         if kind == "linear":
@@ -70,13 +71,19 @@ def call(model: nn.Module, sample: Sample) -> object:
         return model(sample)
     if isinstance(sample, Mapping):
         return model(**sample)
-    return model(*sample)
+    if isinstance(sample, (tuple, list)):
+        return model(*sample)
+    raise TypeError(
+        f"sample: expected a tensor, tuple or mapping as the model's forward takes it, got {type(sample).__name__}"
+    )
 
 
 @contextlib.contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
     """Eval mode inside; afterwards modes, buffers and the RNGs of torch, numpy and Python are what they were."""
     modes = [(module, module.training) for module in model.modules()]
+    # A forward may write into a buffer or put another tensor in its place.
+    registered = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
@@ -87,6 +94,9 @@ def untouched(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        for module, before_run in registered:
+            module._buffers.clear()
+            module._buffers.update(before_run)
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

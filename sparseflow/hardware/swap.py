@@ -6,6 +6,7 @@ import difflib
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -54,52 +55,73 @@ class Site:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found in a model: prunable weights by dense name, and why other layers stay dense."""
+    """What was found in a model: prunable weights by dense name, and why other layers stay dense.
+
+    `tied` leads from the name of a weight to the name under which the same weight is a site.
+    """
 
     sites: dict[str, Site]
     left_dense: dict[str, str]
+    tied: dict[str, str]
 
-    def find(self, name: str, shape: tuple[int, ...]) -> Site:
-        """The site of a mask. `ValueError` for a wrong name, shape, or a layer that cannot be sparse."""
+    def find(self, name: str, mask: Tensor) -> Site:
+        """The site of a mask. `ValueError` for a wrong name, shape or dtype, or a layer that cannot be sparse."""
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"mask {name!r}: expected a bool tensor (True = kept), got {type(mask).__name__}")
         if name in self.left_dense:
             raise ValueError(f"mask {name!r}: this weight stays dense, because {self.left_dense[name]}")
+        if name in self.tied:
+            raise ValueError(
+                f"mask {name!r}: this weight is tied to {self.tied[name]!r}; give that one the mask of both"
+            )
         if name not in self.sites:
             near = difflib.get_close_matches(name, self.sites, n=1)
             hint = f"; nearest: {near[0]!r}" if near else ""
             raise ValueError(f"mask {name!r} names no prunable weight of the model{hint}")
         site = self.sites[name]
-        if shape != site.shape:
-            raise ValueError(f"mask {name!r}: expected shape {site.shape}, got {shape}")
+        if tuple(mask.shape) != site.shape:
+            raise ValueError(f"mask {name!r}: expected shape {site.shape}, got {tuple(mask.shape)}")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask {name!r}: expected a bool tensor (True = kept), got {mask.dtype}")
         return site
 
 
 def survey(model: nn.Module) -> Survey:
     """Looks through a model once. Shared modules are one site with many places, tied weights one with many modules."""
     owners = _owners(model)
-    sites: dict[str, Site] = {}
-    left: dict[str, str] = {}
+    found = Survey({}, {}, {})
     for path, module in model.named_modules():
-        reason = _why_dense(module)
         name = dense_name(f"{path}.weight" if path else "weight")
+        reason = _why_dense(module)
         if reason is None:
-            parameter = Site(name, [module]).weight
-            first, *others = owners[id(parameter)]
-            strangers = [other for other in others if type(other[1]) is not type(first[1])]
-            if strangers or _why_dense(first[1]) is not None:
-                other = strangers[0] if first[1] is module else first
-                left[name] = f"it is tied to {other[0]!r} of a {type(other[1]).__name__}"
-            elif first[1] is module:
-                sites[name] = Site(name, [owner for _, owner in owners[id(parameter)]])
-        elif reason:
-            left[name] = reason
-    _add_places(model, sites)
-    return Survey(sites, left)
+            sharing = owners[id(Site(name, [module]).weight)]
+            first_name, first = sharing[0]
+            reason = _why_not_tied(module, sharing)
+            if reason is None and first is module:
+                found.sites[name] = Site(name, [owner for _, owner in sharing])
+            elif reason is None:
+                found.tied[name] = first_name
+        if reason:
+            found.left_dense[name] = reason
+    _add_places(model, found.sites)
+    return found
+
+
+def _why_not_tied(module: nn.Module, sharing: list[tuple[str, nn.Module]]) -> str | None:
+    # One structure serves all owners of a weight only where they all use it alike.
+    for name, other in sharing:
+        if type(other) is not type(module) or _why_dense(other) is not None:
+            return f"it is tied to {name!r} of {type(other).__name__}"
+        if geometry_of(other) != geometry_of(module):
+            return f"it is tied to {name!r}, which uses it with another stride, padding, dilation or groups"
+    return None
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     owners: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in model.named_modules():
         for key, parameter in module.named_parameters(recurse=False):
+            key = "weight" if key == "values" and isinstance(module, SparseLayer) else key
             name = dense_name(f"{path}.{key}" if path else key)
             owners.setdefault(id(parameter), []).append((name, module))
     return owners
@@ -119,24 +141,26 @@ def _why_dense(module: nn.Module) -> str | None:
     """None: can be sparse. A reason: looks prunable but stays dense. '': not a prunable kind at all."""
     if isinstance(module, SparseLayer):
         return None
-    if _is_prunable_class(module):
-        if torch.nn.utils.parametrize.is_parametrized(module):
-            return "it is parametrised"
-        if "weight" not in module._parameters:
-            return "its weight is computed from other parameters (weight norm, or torch.nn.utils.prune)"
-        if isinstance(module.weight, nn.UninitializedParameter):
-            return "its weight has no shape yet: run the model once"
-        return None
-    if isinstance(module, (nn.Linear, nn.Conv2d)):
-        kind = "parametrised" if torch.nn.utils.parametrize.is_parametrized(module) else type(module).__name__
-        base = "Linear" if isinstance(module, nn.Linear) else "Conv2d"
-        return f"it is {kind}" if kind == "parametrised" else f"{kind} is a subclass of {base}"
-    return ""
+    kind = _prunable_class(module)
+    if kind is None:
+        return ""
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "it is parametrised"
+    if type(module) is not kind:
+        return f"{type(module).__name__} is a subclass of {kind.__name__}"
+    if "weight" not in module._parameters:
+        return "its weight is computed from other parameters (weight norm, or torch.nn.utils.prune)"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the object"
+    more = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}
+    return f"beside weight and bias it holds {', '.join(sorted(more))}" if more else None
 
 
-def _is_prunable_class(module: nn.Module) -> bool:
-    kind = type(module)
-    return kind in (nn.Linear, nn.Conv2d) or (kind.__module__, kind.__name__) == _CONV1D
+def _prunable_class(module: nn.Module) -> type | None:
+    for kind in type(module).__mro__:
+        if kind in (nn.Linear, nn.Conv2d) or (kind.__module__, kind.__name__) == _CONV1D:
+            return kind
+    return None
 
 
 def geometry_of(module: nn.Module) -> Geometry:
@@ -146,7 +170,7 @@ def geometry_of(module: nn.Module) -> Geometry:
     if not isinstance(module, nn.Conv2d):
         return Geometry()
     (s0, s1), (d0, d1) = module.stride, module.dilation
-    p0, p1 = (0, 0) if _extra_padding(module) else _symmetric_padding(module)
+    p0, p1 = (0, 0) if extra_padding_of(module) else _symmetric_padding(module)
     return Geometry("conv2d", (s0, s1), (p0, p1), (d0, d1), module.groups)
 
 
@@ -156,24 +180,32 @@ def _symmetric_padding(module: nn.Conv2d) -> tuple[int, int]:
     return top, left
 
 
-def _extra_padding(module: nn.Conv2d) -> tuple[int, ...] | None:
-    # (left, right, top, bottom), as F.pad takes it; torch keeps it ready for its own padding modes.
+def extra_padding_of(module: nn.Module) -> tuple[int, ...] | None:
+    """(left, right, top, bottom), as F.pad takes it, where a convolution pads its input itself; else None."""
+    if isinstance(module, SparseConv2d):
+        return module.extra_padding
+    if not isinstance(module, nn.Conv2d):
+        return None
+    # torch keeps it ready for its own padding modes.
     padding = tuple(module._reversed_padding_repeated_twice)
     symmetric = padding[0] == padding[1] and padding[2] == padding[3]
     return None if module.padding_mode == "zeros" and symmetric else padding
 
 
+def pack_mask(site: Site, mask: Tensor, backend: str, layout: str) -> backends.SparseOp:
+    """The op of a dense parameter's mask, on the weight's device."""
+    logical = mask.t() if site.transposed else mask
+    return backends.get(backend).pack(logical.to(site.weight.device).contiguous(), layout)
+
+
 def to_sparse(
-    site: Site, mask: Tensor, backend: str, layout: str, optimizer: torch.optim.Optimizer | None
+    site: Site, op: backends.SparseOp, backend: str, optimizer: torch.optim.Optimizer | None
 ) -> dict[int, SparseLayer]:
     """Makes the sparse layers of a site; returns them by id of the dense ones. Changes optimizer and weights' marks.
 
     The dense parameter's values at kept places move into `values`, exactly.
     """
-    dense = site.weight
-    transposed = _is_conv1d(site.module)
-    stored = mask.t() if transposed else mask
-    op = backends.get(backend).pack(stored.to(dense.device).contiguous(), layout)
+    dense, transposed = site.weight, site.transposed
 
     def pack(tensor: Tensor) -> Tensor:
         return op.pack_values(tensor.t() if transposed else tensor)
@@ -184,26 +216,20 @@ def to_sparse(
     mark_replaced(dense)
     layers = {}
     for module in site.modules:
-        layer = _sparse_layer(module, backend, op)
-        layer.values = values
-        layer.bias = _bias(module)
+        layer = _sparse_layer(module, backend, op, values)
         _carry_over(module, layer)
         layers[id(module)] = layer
     return layers
 
 
-def _bias(module: nn.Module) -> nn.Parameter | None:
-    bias = module._parameters.get("bias")
-    assert bias is None or isinstance(bias, nn.Parameter)
-    return bias
-
-
-def _sparse_layer(module: nn.Module, backend: str, op: backends.SparseOp) -> SparseLayer:
+def _sparse_layer(module: nn.Module, backend: str, op: backends.SparseOp, values: nn.Parameter) -> SparseLayer:
     geometry = geometry_of(module)
-    shape = Site("", [module]).shape
+    bias = cast("nn.Parameter | None", module.bias)
     if isinstance(module, nn.Conv2d):
-        return SparseConv2d(backend, op, geometry, shape, False, _extra_padding(module), module.padding_mode)
-    return SparseLinear(backend, op, geometry, shape, _is_conv1d(module))
+        shape, extra = tuple(module.weight.shape), extra_padding_of(module)
+        return SparseConv2d(backend, op, values, bias, geometry, shape, extra, module.padding_mode)
+    assert isinstance(module.weight, Tensor)
+    return SparseLinear(backend, op, values, bias, geometry, tuple(module.weight.shape), _is_conv1d(module))
 
 
 def to_dense(site: Site, optimizer: torch.optim.Optimizer | None) -> dict[int, nn.Module]:

@@ -13,7 +13,7 @@ Round r trains the network after r prunings; round 0 is dense.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -67,6 +67,12 @@ class Pruning:
             raise ValueError(f"schedule={self.schedule!r} needs density, the fraction to keep after the last round")
         if self.density is not None:
             schedules.get(self.schedule)(self.density)
+
+    def check(self, model: nn.Module, masks: Masks) -> None:
+        """Says what does not fit the model, before the first training and not after it: a pruning of nothing."""
+        if self.rounds:
+            nothing = {"rate": 0.0} if self.density is None else {"density": 1.0}
+            replace(self, **nothing)(model, masks, 1)
 
     def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
         """The masks after the pruning of that number, 1 to `rounds`, from trained weights."""
@@ -183,9 +189,9 @@ def _search(
     device = next(model.parameters()).device
     theta_0 = dense_state(model)
     everything = Masks.ones(shapes, device)
-    if pruning.rounds:
-        # What cannot prune says so now, not after the first training.
-        pruning(model, everything, 1)
+    pruning.check(model, everything)
+    if backend != "auto":
+        backends.get(backend)
     round = Round(0, model, everything, None, theta_0, records.rewind_point(device) or theta_0)
     first = records.finished_rounds()
     if first:

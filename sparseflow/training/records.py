@@ -92,9 +92,14 @@ class Records:
 
     def plan(self, index: int) -> Plan | None:
         """The plan of a round, as recorded here or as given to replay."""
-        if self.folder is not None and self._path(index, "plan.json").exists():
-            return Plan.from_json(_read_json(self._path(index, "plan.json")))
-        return self.plans.get(index)
+        if self.folder is None or not self._path(index, "plan.json").exists():
+            return self.plans.get(index)
+        path = self._path(index, "plan.json")
+        content = _read_json(path)
+        try:
+            return Plan.from_json(content)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}; remove it to plan the round anew") from None
 
     def keep_plan(self, index: int, plan: Plan) -> None:
         """Records the plan before its round starts."""

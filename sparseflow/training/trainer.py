@@ -179,7 +179,9 @@ class _Run:
         check_optimizer(optimizer, model)
         self.rates = [group["lr"] for group in optimizer.param_groups]
         self.bare = optimizer
-        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.prepared, scaled = self.accelerator.prepare(model, optimizer)
+        # accelerate's wrapper looks for other packages on the disk at each step; it is needed only to scale losses.
+        self.optimizer = optimizer if self.accelerator.scaler is None else scaled
         self.noise = derive(trainer.seed, "noise")
         self.best_loss, self.best_step = float("inf"), start
         self.best_state: dict[str, Tensor] = {}
@@ -278,7 +280,9 @@ class _Run:
 
     def _keep(self, done: int, stop: bool) -> None:
         if self.progress is not None and done < self.trainer.steps and (stop or self.progress.due()):
-            state = {"step": done, "best_loss": self.best_loss, "best_step": self.best_step}
+            # JSON has no infinity: before the first evaluation there is no best loss.
+            best_loss = self.best_loss if self.best_state else None
+            state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
             self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
         if stop:
             self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
@@ -291,8 +295,9 @@ class _Run:
         self.model.load_state_dict(saved.model)
         restore_optimizer(self.model, self.bare, saved.optimizer)
         self.start = int(saved.state["step"])
-        self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
-        self.best_state = saved.best
+        if saved.best:
+            self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
+            self.best_state = saved.best
 
 
 def _seed(seed: int, device: torch.device) -> None:

@@ -43,7 +43,10 @@ def get(name: str) -> Backend:
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise ValueError(f"no backend {name!r}{hint}; available: {', '.join(available())}")
         found = points[name].load()
-    backend = found if isinstance(found, Backend) and not isinstance(found, type) else found()
+    ready = isinstance(found, Backend) and not isinstance(found, type)
+    backend = found() if callable(found) and not ready else found
     if not isinstance(backend, Backend):
         raise TypeError(f"backend {name!r} is a {type(backend).__name__}, which lacks members of Backend")
+    if backend.name != name:
+        raise ValueError(f"backend {name!r} calls itself {backend.name!r}; its entry point must have that name")
     return backend

@@ -89,9 +89,16 @@ class Backend(Protocol):
         ...
 
     def layout(self, work: Workload) -> str:
-        """The name of one native order: backend, version, geometry, tile sizes. Never contains values or masks."""
+        """The name of one native order: backend, version, geometry, tile sizes, with a slash between them.
+
+        It begins with the backend's name, and one part is str(work.geometry), so that a plan can be checked against
+        the layer. Never contains values or masks.
+        """
         ...
 
     def pack(self, mask: Tensor, layout: str) -> SparseOp:
-        """The op of a bool mask, on the mask's device. A pure function of its arguments, called once per mask."""
+        """The op of a bool mask, on the mask's device. A pure function of its arguments, called once per mask.
+
+        `ValueError` for a layout of another backend or version.
+        """
         ...

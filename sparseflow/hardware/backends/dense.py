@@ -35,7 +35,8 @@ class Dense:
         return f"dense/1/{work.geometry}"
 
     def pack(self, mask: Tensor, layout: str) -> DenseOp:
-        return DenseOp(layout, mask.clone())
+        _check_layout(self.name, layout)
+        return DenseOp(layout, mask.clone(), int(mask.sum()))
 
 
 class DenseCompact:
@@ -56,6 +57,7 @@ class DenseCompact:
         return f"dense-compact/1/{work.geometry}"
 
     def pack(self, mask: Tensor, layout: str) -> CompactOp:
+        _check_layout(self.name, layout)
         return CompactOp(layout, tuple(mask.shape), mask.flatten().nonzero().squeeze(1))
 
 
@@ -65,20 +67,17 @@ class DenseOp:
 
     layout: str
     mask: Tensor
-    nnz: int = field(init=False)
-    # The mask in the gradient's dtype: multiplying by a float mask is several times faster than by a bool one.
-    _factors: dict[torch.dtype, Tensor] = field(init=False, repr=False, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "nnz", int(self.mask.sum()))
+    nnz: int
+    # By bytes of a number: an integer mask, all bits set where kept. Clearing bits takes a twentieth of the time of
+    # torch.where, and unlike a product with 0 it also clears the inf of a pruned place.
+    _bits: dict[int, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        cached = sum(factor.nbytes for factor in self._factors.values())
-        return self.mask.nbytes + cached
+        return self.mask.nbytes + sum(bits.nbytes for bits in self._bits.values())
 
     def pack_values(self, weight: Tensor) -> Tensor:
-        return torch.where(self.mask, weight, 0.0)
+        return torch.where(self.mask, weight, 0.0).contiguous()
 
     def unpack_values(self, values: Tensor) -> Tensor:
         return torch.where(self.mask, values, 0.0)
@@ -89,19 +88,19 @@ class DenseOp:
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         dx, dweight = _backward(_geometry(self.layout), dy, x, lambda: values, values.shape, need_dx)
         if self.nnz < self.mask.numel():
-            dweight.mul_(self._factor(dweight.dtype))
+            dweight.view(_INTEGERS[dweight.itemsize]).bitwise_and_(self._kept_bits(dweight.itemsize))
         return dx, dweight
 
     def tensors(self) -> dict[str, Tensor]:
         return {"mask": self.mask}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> DenseOp:
-        return DenseOp(self.layout, tensors["mask"])
+        return DenseOp(self.layout, tensors["mask"], self.nnz)
 
-    def _factor(self, dtype: torch.dtype) -> Tensor:
-        if dtype not in self._factors:
-            self._factors[dtype] = self.mask.to(dtype)
-        return self._factors[dtype]
+    def _kept_bits(self, itemsize: int) -> Tensor:
+        if itemsize not in self._bits:
+            self._bits[itemsize] = self.mask.to(_INTEGERS[itemsize]).neg_()
+        return self._bits[itemsize]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +147,13 @@ def _geometry(layout: str) -> Geometry:
 
 
 _PARSED: dict[str, Geometry] = {}
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _check_layout(name: str, layout: str) -> None:
+    if not layout.startswith(f"{name}/1/"):
+        raise ValueError(f"backend {name!r}: expected a layout that begins with '{name}/1/', got {layout!r}; plan anew")
 
 
 def _forward(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

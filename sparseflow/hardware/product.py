@@ -1,0 +1,78 @@
+"""The product of a sparse layer and the unpacking of its values, as autograd sees them.
+
+Autograd gets tensors and an integer, so that both can become torch custom ops unchanged.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, cast
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.dense_gradient import DenseGradient
+
+_OPS: WeakValueDictionary[int, SparseOp] = WeakValueDictionary()
+_handles = itertools.count()
+
+
+def handle_of(op: SparseOp) -> int:
+    """A new number for this op, good for as long as somebody else keeps the op."""
+    handle = next(_handles)
+    _OPS[handle] = op
+    return handle
+
+
+def product(x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted: DenseGradient | None) -> Tensor:
+    """The op's forward, differentiable; its backward also adds to `wanted`, where that is given."""
+    return cast(Tensor, _Product.apply(x, values, bias, handle, wanted))  # type: ignore[no-untyped-call]
+
+
+def unpack(values: Tensor, handle: int) -> Tensor:
+    """The dense weight of these values, zeros at pruned places, differentiable."""
+    return cast(Tensor, _Unpack.apply(values, handle))  # type: ignore[no-untyped-call]
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted: DenseGradient | None
+    ) -> Tensor:
+        op = _OPS[handle]
+        ctx.save_for_backward(x, values)
+        # A mask may change before this backward: it needs the op that made this forward.
+        ctx.op = op
+        ctx.wanted = wanted
+        return op.forward(x, values, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        x, values = ctx.saved_tensors
+        dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
+        dbias = None
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0) if dy.dim() == 2 else dy.sum((0, 2, 3))
+        if ctx.wanted is not None:
+            ctx.wanted.add(dy, x)
+        return dx, dvalues, dbias, None, None
+
+
+class _Unpack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, handle: int) -> Tensor:
+        ctx.op = _OPS[handle]
+        return cast(Tensor, ctx.op.unpack_values(values))
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dweight: Tensor
+    ) -> tuple[Tensor, None]:
+        return ctx.op.pack_values(dweight), None
