@@ -68,7 +68,7 @@ def trained(seed: int, number: int, **other: Any) -> dict[str, Any]:
         "steps": 8000,
         "seconds": 16.0 * density,
         "step_seconds": 0.002 * density,
-        "train_flops_ratio": density,
+        "state_ratio": density,
     }
     return fields | other
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d as _conv2d
-from torch.nn.grad import conv2d_input, conv2d_weight
 
 
 def linear(x_BI: Tensor, weight_OI: Tensor, mask_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
@@ -51,8 +50,10 @@ def conv2d_backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, dweight) of `conv2d`; dweight is zero where the mask prunes."""
     dy, x = dy.double(), x_BCHW.double()
-    dx = conv2d_input(x.shape, _kept(weight, mask), dy, stride, padding, dilation, groups)
-    dweight = conv2d_weight(x, weight.shape, dy, stride, padding, dilation, groups)
+    x, kept = x.detach().requires_grad_(), _kept(weight, mask).detach().requires_grad_()
+    with torch.enable_grad():
+        y = _conv2d(x, kept, None, stride, padding, dilation, groups)
+    dx, dweight = torch.autograd.grad(y, (x, kept), dy)
     return dx, torch.where(mask, dweight, 0.0)
 
 

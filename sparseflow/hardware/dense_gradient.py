@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_weight
 
 if TYPE_CHECKING:
     from sparseflow.hardware.layers import SparseLayer
@@ -33,6 +33,8 @@ class DenseGradient:
 
     def _conv2d(self, dy: Tensor, x: Tensor) -> Tensor:
         g = self.geometry
-        return conv2d_weight(  # type: ignore[no-any-return, no-untyped-call]
-            x, self.shape, dy, g.stride, g.padding, g.dilation, g.groups
-        )
+        # Only the shape of the weight is read.
+        like = x.new_empty(1).expand(self.shape)
+        sizes = (g.stride, g.padding, g.dilation, False, [0, 0], g.groups)
+        _, dweight, _ = torch.ops.aten.convolution_backward(dy, x, like, None, *sizes, [False, True, False])
+        return cast(Tensor, dweight)

@@ -20,7 +20,7 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
-from sparseflow.hardware.product import handle_of, product, unpack
+from sparseflow.hardware.product import autocast_dtype, handle_of, product, unpack
 from sparseflow.hardware.workload import Geometry
 
 
@@ -118,13 +118,8 @@ class SparseLayer(nn.Module):
         return tensor.t() if self.transposed else tensor
 
     def _product(self, x: Tensor) -> Tensor:
-        values: Tensor = self.values
-        bias: Tensor | None = self.bias
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
-            x, values = _autocast(x, dtype), _autocast(values, dtype)
-            bias = None if bias is None else _autocast(bias, dtype)
+        x, values = x.to(autocast_dtype(x)), self.values.to(autocast_dtype(self.values))
+        bias = None if self.bias is None else self.bias.to(autocast_dtype(self.bias))
         if x.dtype != values.dtype:
             raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
         return product(x, values, bias, self._handle, self.dense_gradient)
@@ -171,9 +166,7 @@ class SparseLayer(nn.Module):
 
     def _load_weight(self, state: Mapping[str, Any], prefix: str, missing_keys: list[str]) -> None:
         if self.values.is_meta:
-            raise ValueError(
-                f"{prefix}weight: a sparse layer on the meta device cannot be loaded; move it elsewhere first"
-            )
+            raise ValueError(f"{prefix}weight: nothing can be loaded on the meta device; move the layer first")
         if prefix + "weight" in state:
             weight = state[prefix + "weight"]
             if tuple(weight.shape) != self.weight_shape:
@@ -279,8 +272,3 @@ class SparseConv2d(SparseLayer):
     def extra_repr(self) -> str:
         sizes = f"{self.in_channels}, {self.out_channels}, {tuple(self.weight_shape[2:])}"
         return f"{sizes}, {self.geometry}, nnz={self.op.nnz:,}, backend={self.backend!r}"
-
-
-def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # torch's own rule: autocast leaves float64 and integers alone.
-    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor

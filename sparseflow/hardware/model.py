@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware.layers import SparseLayer
-from sparseflow.hardware.names import dense_name
-from sparseflow.hardware.swap import survey
+from sparseflow.hardware.names import unwrapped
+from sparseflow.hardware.survey import survey
 
 
 def dense_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -43,14 +43,15 @@ def dense_state(model: nn.Module) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         prefix = f"{path}." if path else ""
+        sparse = isinstance(module, SparseLayer)
         if isinstance(module, SparseLayer):
-            state[dense_name(f"{prefix}weight")] = module.unpack(module.values.detach())
+            state[unwrapped(f"{prefix}weight")] = module.unpack(module.values.detach())
         for key, parameter in module._parameters.items():
-            if parameter is not None and not (key == "values" and isinstance(module, SparseLayer)):
-                state[dense_name(f"{prefix}{key}")] = parameter.detach().clone()
+            if parameter is not None and not (key == "values" and sparse):
+                state[unwrapped(f"{prefix}{key}")] = parameter.detach().clone()
         for key, buffer in module._buffers.items():
             if buffer is not None and key not in module._non_persistent_buffers_set:
-                state[dense_name(f"{prefix}{key}")] = buffer.detach().clone()
+                state[unwrapped(f"{prefix}{key}")] = buffer.detach().clone()
     return state
 
 
@@ -59,19 +60,30 @@ def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
     `ValueError` that names missing and unexpected tensors or wrong shapes.
     """
-    plain = {dense_name(key): key for key in model.state_dict()}
-    renamed = {plain.get(name, name): tensor for name, tensor in state.items()}
-    # A sparse layer's state dict has weight_values where the dense one has weight.
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLayer):
-            name = f"{path}.weight" if path else "weight"
-            if dense_name(name) in state:
-                renamed.pop(dense_name(name), None)
-                renamed[name] = state[dense_name(name)]
+    keys = _state_keys(model)
     try:
-        model.load_state_dict(renamed)
+        model.load_state_dict({keys.get(name, name): tensor for name, tensor in state.items()})
     except RuntimeError as error:
         raise ValueError(f"this state does not fit the model: {' '.join(str(error).split())}") from None
+
+
+def _state_keys(model: nn.Module) -> dict[str, str]:
+    """Dense name → the key under which `model.load_state_dict` takes that dense tensor."""
+    sparse = {
+        unwrapped(f"{path}.weight" if path else "weight")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLayer)
+    }
+    keys = {}
+    for key in model.state_dict():
+        # A sparse layer writes weight_values and weight_mask where it also takes a dense weight.
+        weight = key.removesuffix("_values").removesuffix("_mask")
+        name = unwrapped(weight)
+        if name in sparse:
+            keys[name] = weight
+        else:
+            keys[unwrapped(key)] = key
+    return keys
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,12 +6,18 @@ _WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped
 
 
 def dense_name(name: str) -> str:
-    """`module.fc.values` → `fc.weight`: wrappers' parts stripped, a sparse layer's values called its weight.
+    """`module.fc.values` → `fc.weight`: a parameter's name as `unwrapped`, a sparse layer's values called its weight.
 
-    Only whole leading or inner parts that wrappers insert are stripped; a model whose own child is called
-    `module` loses that part too, in every name alike.
+    Only for models whose own parameters are not called `values`.
     """
-    parts = [part for part in name.split(".") if part not in _WRAPPERS]
-    if parts and parts[-1] == "values":
-        parts[-1] = "weight"
-    return ".".join(parts)
+    path, _, key = unwrapped(name).rpartition(".")
+    key = "weight" if key == "values" else key
+    return f"{path}.{key}" if path else key
+
+
+def unwrapped(name: str) -> str:
+    """`module._orig_mod.fc.weight` → `fc.weight`: the parts that wrappers insert are stripped.
+
+    A model whose own child is called `module` loses that part too, in every name alike.
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)

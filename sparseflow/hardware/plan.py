@@ -2,90 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware import backends
-from sparseflow.hardware.backends import Cost
+from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.choice import Candidate, Plan, Row, duration
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.measure import measure
-from sparseflow.hardware.optimizers import check_optimizer, mixes_elements, rebind, refuse_mixing
+from sparseflow.hardware.optimizers import check_rebindable, mixes_elements, rebind, refuse_mixing
 from sparseflow.hardware.sample import Sample, Seen, observe
-from sparseflow.hardware.swap import Site, Survey, geometry_of, put, survey, to_dense, to_sparse
+from sparseflow.hardware.survey import Site, Survey, extra_padding_of, geometry_of, survey
+from sparseflow.hardware.swap import pack_mask, put, to_dense, to_sparse
 from sparseflow.hardware.workload import Kind, Workload
 
+__all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify"]
 
-@dataclass(frozen=True)
-class Candidate:
-    """One backend for one layer: its cost in seconds a step, or why it cannot run."""
-
-    backend: str
-    cost: Cost | None
-    reason: str | None
-
-    def to_json(self) -> dict[str, object]:
-        """Plain data; `seconds` is the sum over the parts of the cost."""
-        return {**asdict(self), "seconds": None if self.cost is None else self.cost.seconds}
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was chosen for one weight, and what the alternatives would have cost."""
-
-    name: str
-    shape: tuple[int, ...]
-    density: float
-    backend: str
-    layout: str
-    reason: str
-    candidates: tuple[Candidate, ...] = ()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Which backend runs each layer, and why. State of a run: recorded once, replayed on resume and on every rank."""
-
-    rows: tuple[Row, ...]
-    left_dense: Mapping[str, str]
-
-    def row(self, name: str) -> Row:
-        """The row of a weight. `ValueError` where the plan does not know it."""
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise ValueError(f"the plan has no layer {name!r}; it knows: {', '.join(row.name for row in self.rows)}")
-
-    @property
-    def backends(self) -> dict[str, str]:
-        """Weight name → backend."""
-        return {row.name: row.backend for row in self.rows}
-
-    def to_json(self) -> dict[str, object]:
-        """Plain data for `result.json`, checkpoints and tickets."""
-        rows = [{**asdict(row), "candidates": [one.to_json() for one in row.candidates]} for row in self.rows]
-        return {"rows": json.loads(json.dumps(rows)), "left_dense": dict(self.left_dense)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, object]) -> Plan:
-        """The inverse of `to_json`. `ValueError` for anything else."""
-        try:
-            rows = tuple(_row(row) for row in data["rows"])  # type: ignore[attr-defined]
-            left = {str(key): str(value) for key, value in data["left_dense"].items()}  # type: ignore[attr-defined]
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"expected a plan as written by sparseflow, got something else ({error!r})") from None
-        return cls(rows, left)
-
-    def __str__(self) -> str:
-        lines = [_line("layer", "density", "backend", "why")]
-        for row in self.rows:
-            lines.append(_line(row.name, f"{row.density:.2%}", row.backend, row.reason))
-            lines.extend(_candidate_line(candidate) for candidate in row.candidates)
-        lines.extend(_line(name, "100%", "(dense)", reason) for name, reason in self.left_dense.items())
-        return "\n".join(lines)
+_STALE = "this plan cannot be replayed here: make a new one, or resume with --replan"
 
 
 def plan(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = None, backend: str = "auto") -> Plan:
@@ -101,7 +37,7 @@ def plan(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = 
             f"or name a backend: {', '.join(backends.available())}"
         )
     found = survey(model)
-    sites = {name: found.find(name, tuple(mask.shape)) for name, mask in masks.items()}
+    sites = {name: found.find(name, mask) for name, mask in masks.items()}
     kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
         name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
     }
@@ -140,20 +76,19 @@ def sparsify(
     for masks that do not fit the model, a backend that cannot run a layer, or an optimizer of another model.
     """
     found = survey(model)
-    sites = {name: found.find(name, tuple(mask.shape)) for name, mask in masks.items()}
+    sites = {name: found.find(name, mask) for name, mask in masks.items()}
     already = [name for name, site in sites.items() if isinstance(site.module, SparseLayer)]
     if already:
         raise ValueError(f"already sparse: {', '.join(already)}; use remask for new masks, or densify first")
-    for name, mask in masks.items():
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask {name!r}: expected a bool tensor (True = kept), got {mask.dtype}")
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        check_rebindable(optimizer, model)
     chosen = plan if plan is not None else _plan(model, masks, sample, backend)
-    _check_runnable(chosen, sites, masks, optimizer)
-    for name, mask in masks.items():
-        row = chosen.row(name)
-        model = put(model, sites[name], to_sparse(sites[name], mask, row.backend, row.layout, optimizer))
+    # All is checked and packed before the first layer is swapped.
+    ops = {
+        name: _pack(site, masks[name], chosen.row(name), optimizer, plan is not None) for name, site in sites.items()
+    }
+    for name, site in sites.items():
+        model = put(model, site, to_sparse(site, ops[name], chosen.row(name).backend, optimizer))
     return model
 
 
@@ -166,7 +101,7 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
     found = survey(model)
     layers = {name: _sparse_site(found, name, mask) for name, mask in masks.items()}
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        check_rebindable(optimizer, model)
     for name, mask in masks.items():
         _remask_site(layers[name], mask, optimizer)
     return model
@@ -175,7 +110,7 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
 def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
     """The model with its original classes again, in place; zeros at pruned places."""
     if optimizer is not None:
-        check_optimizer(optimizer, model)
+        check_rebindable(optimizer, model)
     for site in survey(model).sites.values():
         if isinstance(site.module, SparseLayer):
             model = put(model, site, to_dense(site, optimizer))
@@ -183,11 +118,9 @@ def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
 
 
 def _sparse_site(found: Survey, name: str, mask: Tensor) -> Site:
-    site = found.find(name, tuple(mask.shape))
+    site = found.find(name, mask)
     if not isinstance(site.module, SparseLayer):
         raise ValueError(f"{name!r} is dense; sparsify it before remask")
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask {name!r}: expected a bool tensor (True = kept), got {mask.dtype}")
     return site
 
 
@@ -210,19 +143,26 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
         rebind(optimizer, old_values, first.values, move)
 
 
-def _check_runnable(
-    chosen: Plan,
-    sites: Mapping[str, Site],
-    masks: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer | None,
-) -> None:
-    for name, site in sites.items():
-        row = chosen.row(name)
-        reason = backends.get(row.backend).unsupported(_workload(site, masks[name], Seen()))
-        if reason is not None:
-            raise ValueError(f"backend {row.backend!r} cannot run {name!r}: {reason}")
-        if optimizer is not None and mixes_elements(optimizer):
-            refuse_mixing(optimizer, row.backend)
+def _pack(site: Site, mask: Tensor, row: Row, optimizer: torch.optim.Optimizer | None, replayed: bool) -> SparseOp:
+    try:
+        _check_row(site, mask, row)
+        op = pack_mask(site, mask, row.backend, row.layout)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_STALE}" if replayed else str(error)) from None
+    if optimizer is not None and mixes_elements(optimizer):
+        refuse_mixing(optimizer, row.backend)
+    return op
+
+
+def _check_row(site: Site, mask: Tensor, row: Row) -> None:
+    work = _workload(site, mask, Seen())
+    reason = backends.get(row.backend).unsupported(work)
+    if reason is not None:
+        raise ValueError(f"backend {row.backend!r} cannot run {site.name!r}: {reason}")
+    if row.shape != work.shape:
+        raise ValueError(f"the plan for {site.name!r} was made for shape {row.shape}, got {work.shape}")
+    if str(work.geometry) not in row.layout.split("/"):
+        raise ValueError(f"the plan for {site.name!r} was made for {row.layout}, got {work.geometry}")
 
 
 def _workload(site: Site, mask: Tensor, seen: Seen) -> Workload:
@@ -232,7 +172,7 @@ def _workload(site: Site, mask: Tensor, seen: Seen) -> Workload:
         shape=tuple(shape),
         geometry=geometry_of(site.module),
         rows=seen.rows,
-        image=seen.image,
+        image=_padded(seen.image, extra_padding_of(site.module)),
         dtype=weight.dtype,
         compute_dtype=seen.dtype if seen.rows else weight.dtype,
         device=weight.device,
@@ -240,6 +180,13 @@ def _workload(site: Site, mask: Tensor, seen: Seen) -> Workload:
         needs_dx=seen.needs_dx,
         threads=torch.get_num_threads(),
     )
+
+
+def _padded(image: tuple[int, int] | None, padding: tuple[int, ...] | None) -> tuple[int, int] | None:
+    if image is None or padding is None:
+        return image
+    left, right, top, bottom = padding
+    return image[0] + top + bottom, image[1] + left + right
 
 
 def _candidates(work: Workload) -> tuple[Candidate, ...]:
@@ -257,37 +204,15 @@ def _choose(name: str, work: Workload, candidates: tuple[Candidate, ...]) -> Row
     order = sorted(costs, key=lambda backend: costs[backend].seconds)
     best = order[0]
     how = "measured" if costs[best].measured else "modelled"
-    reason = f"{how} {_time(costs[best].seconds)} a step"
+    reason = f"{how} {duration(costs[best].seconds)} a step"
     if len(order) > 1:
         ratio = costs[order[1]].seconds / costs[best].seconds
         reason += f", {ratio:.2f}x faster than {order[1]}"
+    if not work.rows:
+        reason += "; the sample does not reach it"
     layout = backends.get(best).layout(work)
     return Row(name, work.shape, work.density, best, layout, reason, candidates)
 
 
 def _named(name: str, work: Workload, backend: str) -> Row:
     return Row(name, work.shape, work.density, backend, backends.get(backend).layout(work), "named by the caller")
-
-
-def _row(data: Mapping[str, object]) -> Row:
-    row = Row(**data)  # type: ignore[arg-type]
-    candidates = tuple(
-        Candidate(c["backend"], None if c["cost"] is None else Cost(**c["cost"]), c["reason"])  # type: ignore[index]
-        for c in row.candidates
-    )
-    return replace(row, shape=tuple(row.shape), candidates=candidates)
-
-
-def _line(name: str, density: str, backend: str, why: str) -> str:
-    return f"{name:<40} {density:>8}  {backend:<14} {why}"
-
-
-def _candidate_line(candidate: Candidate) -> str:
-    if candidate.cost is None:
-        return _line("", "", "  " + candidate.backend, f"cannot run: {candidate.reason}")
-    how = "measured" if candidate.cost.measured else "modelled"
-    return _line("", "", "  " + candidate.backend, f"{_time(candidate.cost.seconds)} {how}")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"

@@ -32,6 +32,15 @@ def product(x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted:
     return cast(Tensor, _Product.apply(x, values, bias, handle, wanted))  # type: ignore[no-untyped-call]
 
 
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which torch's autocast lets this tensor enter a product: its own where off, or for float64."""
+    device = tensor.device.type
+    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if not on or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def unpack(values: Tensor, handle: int) -> Tensor:
     """The dense weight of these values, zeros at pruned places, differentiable."""
     return cast(Tensor, _Unpack.apply(values, handle))  # type: ignore[no-untyped-call]

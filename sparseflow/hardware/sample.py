@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparseflow.hardware.product import autocast_dtype
 from sparseflow.hardware.workload import Kind
 
 Sample = Tensor | tuple[object, ...] | Mapping[str, object]
@@ -51,10 +52,7 @@ def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, l
 def _watch(seen: Seen, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
         (x,) = (*inputs, *named.values())
-        device = x.device.type
-        # Autocast leaves float64 alone.
-        autocast = torch.is_autocast_enabled(device) and x.dtype != torch.float64
-        seen.dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+        seen.dtype = autocast_dtype(x)
         seen.needs_dx |= x.requires_grad
         if kind == "linear":
             seen.rows += math.prod(x.shape[:-1])

@@ -8,7 +8,7 @@ from sparseflow.report.result import (
     Measure,
     Result,
     against_dense,
-    flops_ratio,
+    state_ratio,
     levels,
     levels_by_kind,
     step_seconds,
@@ -50,11 +50,11 @@ def against_density(
 
 
 def cost_against_density(run: Result) -> str | None:
-    """Time and arithmetic of a training step over dense, against density; None if neither is known."""
+    """Time of a training step and length of its state over dense, against density; None if neither is known."""
     all_levels = levels(run.rounds)
     lines: list[tuple[str, Measure, str]] = [
         ("time of a step, measured", against_dense(step_seconds, run.rounds), "-"),
-        ("arithmetic, counted", flops_ratio, ":"),
+        ("training state, counted", state_ratio, ":"),
     ]
     known = [line for line in lines if any(level.spread(line[1]) is not None for level in all_levels)]
     if not known:

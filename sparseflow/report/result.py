@@ -31,7 +31,7 @@ class Trained(_Record):
     steps: int | None = None
     seconds: float | None = None
     step_seconds: float | None = None
-    train_flops_ratio: float | None = None
+    state_ratio: float | None = None
 
 
 class Control(Trained):
@@ -180,9 +180,9 @@ def step_seconds(network: Trained) -> float | None:
     return network.step_seconds
 
 
-def flops_ratio(network: Trained) -> float | None:
-    """Arithmetic of training against dense."""
-    return network.train_flops_ratio
+def state_ratio(network: Trained) -> float | None:
+    """Length of values, gradients and optimizer state against dense, padding included."""
+    return network.state_ratio
 
 
 def against_dense(measure: Measure, rounds: Sequence[Trained]) -> Measure:

@@ -14,7 +14,7 @@ from sparseflow.report.result import (
     against_dense,
     early_stop,
     final_accuracy,
-    flops_ratio,
+    state_ratio,
     levels,
     levels_by_kind,
     loss,
@@ -84,7 +84,7 @@ def round_table(run: Result) -> Table:
     controls = levels_by_kind(run.controls)
     step_ratio = against_dense(step_seconds, run.rounds)
     with_loss = any(network.test_loss is not None for network in run.rounds)
-    head = ["round", "weights kept", "test accuracy", *controls, "step / dense", "arithmetic / dense"]
+    head = ["round", "weights kept", "test accuracy", *controls, "step / dense", "state / dense"]
     head += ["early stop", "time", "a step", "at last step", *(["test loss"] * with_loss)]
     rows = []
     for level in levels(run.rounds):
@@ -96,7 +96,7 @@ def round_table(run: Result) -> Table:
                 accuracy_range(level.spread(accuracy)),
                 *(accuracy_percent(c.mean(accuracy)) if c is not None else MISSING for c in beside),
                 times(level.mean(step_ratio)),
-                times(level.mean(flops_ratio)),
+                times(level.mean(state_ratio)),
                 number(level.mean(early_stop)),
                 duration(level.mean(seconds)),
                 duration(level.mean(step_seconds)),

@@ -177,6 +177,7 @@ def describe(index: int, masks: Masks, plan: Plan | None, trained: Trained) -> d
         "final_test_accuracy": trained.test_at_end.accuracy,
         "final_test_loss": trained.test_at_end.loss,
         "step_seconds": trained.step_seconds,
+        "state_ratio": trained.state_ratio,
         "seconds": trained.seconds,
     }
 

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseflow.data import Data
-from sparseflow.hardware.model import param_groups
+from sparseflow.hardware.model import logical_numel, param_groups
 from sparseflow.hardware.optimizers import check_optimizer
 from sparseflow.training.evaluation import Evaluation, Loss, cross_entropy, evaluate
 from sparseflow.training.order import Order
@@ -50,6 +50,8 @@ class Trained:
     # Seconds of the steps alone, of one step (median over stretches), and with all evaluations.
     step_seconds: float
     seconds: float
+    # How many numbers are trained, over those of the dense network: gradients and optimizer state shrink alike.
+    state_ratio: float
     early_state: dict[str, Tensor] = field(repr=False)
 
 
@@ -232,10 +234,14 @@ class _Run:
         self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
         self.accelerator.free_memory()
         at_end = self._test()
-        last = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+        # The tensors themselves: a state dict has nothing at pruned places, and would hide what the proof looks for.
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        last = [tensor.detach().clone() for tensor in tensors]
         self.model.load_state_dict(self.best_state)
         at_best = self._test() if self.best_step != trainer.steps else at_end
-        self.model.load_state_dict(last)
+        with torch.no_grad():
+            for tensor, value in zip(tensors, last):
+                tensor.copy_(value)
         self.model.zero_grad()
         if self.progress is not None:
             self.progress.clear()
@@ -247,6 +253,7 @@ class _Run:
             test_at_end=at_end,
             step_seconds=median(self.stretches) if self.stretches else float("nan"),
             seconds=time.perf_counter() - began,
+            state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
             early_state=self.best_state,
         )
 

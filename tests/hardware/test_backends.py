@@ -99,7 +99,7 @@ def test_entry_point_of_another_name_than_its_backend(install: Callable[[object]
         name = "other"
 
     install(Other)
-    with pytest.raises(ValueError, match="'good'.*calls itself 'other'"):
+    with pytest.raises(ValueError, match=r"'good'.*calls itself 'other'"):
         backends.get("good")
 
 
@@ -192,7 +192,7 @@ FAULTS = {
     "geometry": r"is str\(geometry\)",
     "impure": "layout is a pure function",
     "any layout": "refuses the layout of another backend",
-    "cost": "cost is positive and finite: forward is inf",
+    "cost": r"cost is positive and finite: Cost\(forward=inf",
     "writes mask": "leaves the mask alone",
     "random": "pack is a pure function",
     "nnz": "nnz is the number of kept weights",

@@ -35,7 +35,7 @@ class Noisy(nn.Module):
         if self.fail:
             raise RuntimeError("told to")
         y = self.norm(self.drop(self.fc(x)))
-        return self.fc(y) if twice else y  # type: ignore[no-any-return]
+        return self.fc(y) if twice else y
 
 
 def look(model: Noisy, sample: Any) -> Seen:
@@ -110,7 +110,7 @@ def test_a_layer_called_with_a_keyword_is_seen() -> None:
             self.fc = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.fc(input=x)  # type: ignore[no-any-return]
+            return self.fc(input=x)
 
     model = Keyword()
     assert observe(model, torch.randn(3, 4), {"fc": ("linear", [model.fc])})["fc"].rows == 3

@@ -8,7 +8,7 @@ from networks import BACKENDS, twins
 from torch import nn
 
 import sparseflow as sf
-from sparseflow.hardware.layers import DenseGradient
+from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.testing import assert_close
 
 # torch warns once a process that an even kernel with padding="same" may copy its input.

@@ -10,7 +10,8 @@ from networks import BACKENDS, mlp, random_masks, twins
 from torch import nn
 
 import sparseflow as sf
-from sparseflow.hardware.layers import DenseGradient, SparseLayer
+from sparseflow.hardware.dense_gradient import DenseGradient
+from sparseflow.hardware.layers import SparseLayer
 from sparseflow.testing import assert_close
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -100,7 +101,7 @@ def test_input_without_gradient_computes_no_dx(backend: str, monkeypatch: pytest
 
     def spy(self: object, dy: object, x: object, values: object, need_dx: bool) -> object:
         wanted.append(need_dx)
-        return backward(self, dy, x, values, need_dx)  # type: ignore[arg-type]
+        return backward(self, dy, x, values, need_dx)
 
     monkeypatch.setattr(type(sparse.op), "backward", spy)
     sparse(torch.randn(5, 12)).sum().backward()
@@ -144,9 +145,9 @@ def test_weight_is_dense_differentiable_and_read_only(backend: str) -> None:
     (sparse.weight * factors).sum().backward()
     assert torch.equal(sparse.unpack(sparse.values.grad), factors * sparse.mask)
     with pytest.raises(AttributeError):
-        sparse.weight = torch.zeros(7, 12)  # type: ignore[misc]
+        sparse.weight = torch.zeros(7, 12)
     with pytest.raises(KeyError, match="weight"):
-        sparse.weight = nn.Parameter(torch.zeros(7, 12))  # type: ignore[misc,assignment]
+        sparse.weight = nn.Parameter(torch.zeros(7, 12))
     with torch.no_grad():
         assert not sparse.weight.requires_grad
 

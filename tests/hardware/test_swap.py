@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 import sparseflow as sf
 from sparseflow.hardware.layers import SparseLayer
-from sparseflow.hardware.swap import survey
+from sparseflow.hardware.survey import survey
 from sparseflow.testing import assert_close
 
 backend_names = pytest.mark.parametrize("backend", BACKENDS)
@@ -90,7 +90,7 @@ class Shared(nn.Module):
         self.inner = nn.ModuleList([self.first])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner[0](self.again(self.first(x)))  # type: ignore[no-any-return]
+        return self.inner[0](self.again(self.first(x)))
 
 
 @backend_names
@@ -98,11 +98,11 @@ def test_a_shared_module_is_replaced_under_all_its_names(backend: str) -> None:
     dense, sparse, masks = twins(Shared(), backend)
     assert list(masks) == ["first.weight"]
     assert isinstance(sparse.first, sf.SparseLinear)
-    assert sparse.first is sparse.again is sparse.inner[0]  # type: ignore[index]
+    assert sparse.first is sparse.again is sparse.inner[0]
     x = torch.randn(3, 6)
     assert_close(sparse(x), dense(x))
     back = sf.densify(sparse)
-    assert back.first is back.again is back.inner[0] and type(back.first) is nn.Linear  # type: ignore[index]
+    assert back.first is back.again is back.inner[0] and type(back.first) is nn.Linear
 
 
 class Tied(nn.Module):
@@ -112,7 +112,7 @@ class Tied(nn.Module):
         self.b.weight = self.a.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.b(self.a(x))  # type: ignore[no-any-return]
+        return self.b(self.a(x))
 
 
 @backend_names
@@ -123,7 +123,7 @@ def test_tied_weights_get_one_values(backend: str) -> None:
     x = torch.randn(3, 6)
     dense(x).sum().backward()
     sparse(x).sum().backward()
-    assert_close(sparse.a.unpack(sparse.a.values.grad), dense.a.weight.grad * masks["a.weight"])  # type: ignore[operator]
+    assert_close(sparse.a.unpack(sparse.a.values.grad), dense.a.weight.grad * masks["a.weight"])
     assert sparse.a.bias is not sparse.b.bias
     copied = copy.deepcopy(sparse)
     assert copied.a.values is copied.b.values and copied.a.values is not sparse.a.values
@@ -162,7 +162,7 @@ def test_a_head_tied_to_an_embedding_stays_dense() -> None:
     found = survey(model)
     assert not found.sites
     assert found.left_dense["head.weight"] == "it is tied to 'embed.weight' of Embedding"
-    with pytest.raises(ValueError, match="mask 'head.weight': this weight stays dense, because it is tied to"):
+    with pytest.raises(ValueError, match=r"mask 'head.weight': this weight stays dense, because it is tied to"):
         sf.sparsify(model, {"head.weight": torch.ones(9, 4, dtype=torch.bool)}, backend="dense")
 
 
@@ -199,7 +199,7 @@ def old_weight_norm() -> nn.Module:
 
 def patched_forward() -> nn.Module:
     layer = nn.Linear(4, 3)
-    layer.forward = types.MethodType(lambda self, x: x, layer)  # type: ignore[method-assign]
+    layer.forward = types.MethodType(lambda self, x: x, layer)
     return layer
 
 

@@ -2,11 +2,11 @@
 
 import hashlib
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_task import SGD, Net, blobs, differing, snapshot, tiny_trainer
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ import sparseflow as sf
 from sparseflow.data import Split
 from sparseflow.hardware.model import dense_state
 from sparseflow.models import lenet_300_100
+from sparseflow.training.evaluation import cross_entropy
 from sparseflow.training.lottery import Pruning
 from sparseflow.training.trainer import Trainer
 
@@ -47,14 +48,14 @@ def masked(state: dict[str, Tensor], masks: sf.Masks) -> dict[str, Tensor]:
 
 def test_lenet_keeps_the_counts_of_the_paper() -> None:
     trainer = tiny_trainer(lenet_300_100, data=blobs(20, 784), steps=1)
-    arguments = {"rate": 0.2, "allocation": "layerwise", "rates": {"fc3.weight": 0.1}}
+    arguments: dict[str, Any] = {"rate": 0.2, "allocation": "layerwise", "rates": {"fc3.weight": 0.1}}
     tickets = list(sf.imp(trainer, rounds=15, backend="dense-compact", **arguments))
     kept = [ticket.masks.kept for ticket in tickets]
     assert kept[0] == {"fc1.weight": 235_200, "fc2.weight": 30_000, "fc3.weight": 1_000}
     assert kept[7] == {"fc1.weight": 49_325, "fc2.weight": 6_291, "fc3.weight": 478}
     percent = {index: round(tickets[index].density * 100, 3) for index in (1, 3, 7, 9, 15)}
     assert percent == {1: 80.038, 3: 51.281, 7: 21.072, 9: 13.517, 15: 3.583}
-    for before, after in zip(tickets, tickets[1:], strict=False):
+    for before, after in pairwise(tickets):
         assert all(bool((before.masks[name] | ~mask).all()) for name, mask in after.masks.items())
 
 
@@ -194,7 +195,7 @@ def test_ones_own_loop() -> None:
         optimizer = torch.optim.Adam(round.model.parameters())
         for _ in range(3):
             optimizer.zero_grad()
-            F.cross_entropy(round.model(x), y).backward()
+            cross_entropy(round.model(x), y).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         round.finish({"step": round.index})
         tickets.append(round.ticket({"who": "me"}))
@@ -211,10 +212,10 @@ def test_a_round_that_was_not_finished_is_an_error() -> None:
 
 
 def test_the_rewind_point_belongs_to_round_0() -> None:
-    for round in sf.rounds(Net(), rounds=1, rate=0.5):
-        round.finish()
+    rounds = sf.rounds(Net(), rounds=1, rate=0.5)
+    next(rounds).finish()
     with pytest.raises(ValueError, match="the rewind point belongs to round 0, this is round 1"):
-        round.mark_rewind_point()
+        next(rounds).mark_rewind_point()
 
 
 @pytest.mark.parametrize(

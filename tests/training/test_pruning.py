@@ -39,7 +39,7 @@ def test_a_filter_that_matches_nothing_lists_the_names() -> None:
 
 
 def test_a_model_without_prunable_weights_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a model with weights to prune .* found none in Embedding"):
+    with pytest.raises(ValueError, match=r"expected a model with weights to prune .* found none in Embedding"):
         sf.prune(nn.Embedding(3, 4), 0.5)
 
 

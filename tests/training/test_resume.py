@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,13 +89,18 @@ def test_stopped_at_every_step(tmp_path: Path, uninterrupted: dict[str, object])
 def test_stopped_in_a_sparse_round_with_other_optimizers(tmp_path: Path, optimizer: Callable[..., Any]) -> None:
     whole = search(tmp_path / "whole", tiny_trainer(optimizer=optimizer))
     trainer = tiny_trainer(optimizer=optimizer)
-    steps = iter(range(100))
-    trainer.should_stop = lambda: next(steps) >= 8
+    stop_after(trainer, 8)
     with pytest.raises(Stopped):
         search(tmp_path / "parts", trainer)
     resumed = search(tmp_path / "parts", tiny_trainer(optimizer=optimizer))
     assert [ticket.digest for ticket in resumed] == [ticket.digest for ticket in whole]
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    """Has the trainer stop when it has asked this often whether to."""
+    asked = iter(range(1000))
+    trainer.should_stop = lambda: next(asked) >= steps
 
 
 class Killed(BaseException):
@@ -137,8 +142,7 @@ def test_a_finished_search_is_read_not_run(tmp_path: Path) -> None:
 @pytest.fixture
 def stopped_in_round_1(tmp_path: Path) -> Path:
     trainer = tiny_trainer(evaluate_every=3)
-    steps: Iterator[int] = iter(range(100))
-    trainer.should_stop = lambda: next(steps) >= 8
+    stop_after(trainer, 8)
     with pytest.raises(Stopped):
         search(tmp_path, trainer)
     assert (tmp_path / "round-01.progress.safetensors").exists()
@@ -147,7 +151,12 @@ def stopped_in_round_1(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     "name",
-    ["round-01.progress.safetensors", "round-00.trained.safetensors", "round-00.ticket.safetensors", "rewind.safetensors"],
+    [
+        "round-01.progress.safetensors",
+        "round-00.trained.safetensors",
+        "round-00.ticket.safetensors",
+        "rewind.safetensors",
+    ],
 )
 @pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_a_damaged_file_is_named(stopped_in_round_1: Path, name: str, damage: str) -> None:
@@ -204,8 +213,7 @@ def test_progress_is_canonical(tmp_path: Path) -> None:
     """What one backend has reached, another takes up: nothing of a native order is in the file."""
     for backend in ("dense", "dense-compact"):
         trainer = tiny_trainer(optimizer=ADAM)
-        steps = iter(range(100))
-        trainer.should_stop = lambda steps=steps: next(steps) >= 8
+        stop_after(trainer, 8)
         with pytest.raises(Stopped):
             search(tmp_path / backend, trainer, backend=backend)
     files = [load(tmp_path / backend / "round-01.progress.safetensors") for backend in ("dense", "dense-compact")]

@@ -1,5 +1,6 @@
 """The trainer against a loop written out in plain PyTorch, and what it must refuse."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from tiny_task import SGD, Net, blobs, differing, snapshot, tiny_trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from sparseflow.data import Data, DatasetSplit
+from sparseflow.data import Data, DatasetSplit, Split
 from sparseflow.training.evaluation import evaluate
 from sparseflow.training.schedules import multistep
 from sparseflow.training.seeds import derive
@@ -26,7 +27,7 @@ def trained_by_hand(trainer: Trainer, model: nn.Module, start: int, rates: list[
         x, y = trainer.data.train.batch(trainer.order.indices(step))
         optimizer.param_groups[0]["lr"] = rates[step]
         optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
 
@@ -106,21 +107,23 @@ def test_accumulated_micro_batches_are_the_undivided_batch() -> None:
 
 
 def doubles() -> Data:
+    return mapped(lambda x: x.double())
+
+
+def mapped(convert: Callable[[Tensor], Tensor]) -> Data:
+    """The blobs as map-style datasets."""
+
+    def dataset(split: Split) -> DatasetSplit:
+        x, y = split.batch(torch.arange(len(split)))
+        return DatasetSplit(TensorDataset(convert(x), y))
+
     data = blobs()
-    splits = (data.train, data.validation, data.test)
-    datasets = [TensorDataset(*split.batch(torch.arange(len(split)))) for split in splits]
-    as_double = [TensorDataset(dataset.tensors[0].double(), dataset.tensors[1]) for dataset in datasets]
-    return Data(
-        "doubles", "classification", *(DatasetSplit(one) for one in as_double), classes=3, input_shape=(8,)
-    )
+    splits = [dataset(split) for split in (data.train, data.validation, data.test)]
+    return Data("mapped", "classification", splits[0], splits[1], splits[2], classes=3, input_shape=(8,))
 
 
 def test_a_map_style_dataset_trains_like_the_tensors_in_it() -> None:
-    data = blobs()
-    splits = (data.train, data.validation, data.test)
-    sets = [DatasetSplit(TensorDataset(*split.batch(torch.arange(len(split))))) for split in splits]
-    mapped = Data("mapped", "classification", *sets, classes=3, input_shape=(8,))
-    plain, from_sets = tiny_trainer(), tiny_trainer(data=mapped)
+    plain, from_sets = tiny_trainer(), tiny_trainer(data=mapped(lambda x: x))
     results = [trainer.train(trainer.model) for trainer in (plain, from_sets)]
     assert differing(plain.model.state_dict(), from_sets.model.state_dict()) == []
     assert results[0].test.loss == results[1].test.loss
@@ -142,9 +145,7 @@ def test_weight_decay_is_for_matrices_only() -> None:
     def still(x: Tensor, y: Tensor) -> Tensor:
         return x.sum() * 0
 
-    trainer = tiny_trainer(
-        Plain, steps=1, loss=still, weight_decay=0.5, optimizer=partial(torch.optim.AdamW, lr=0.1)
-    )
+    trainer = tiny_trainer(Plain, steps=1, loss=still, weight_decay=0.5, optimizer=partial(torch.optim.AdamW, lr=0.1))
     before = snapshot(trainer.model)
     trainer.train(trainer.model)
     after = trainer.model.state_dict()
@@ -167,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         return x.sum() * float("nan")
 
     trainer = tiny_trainer(loss=broken)
-    with pytest.raises(FloatingPointError, match="not finite at step 2 .* Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 2 .* Lower the learning rate"):
         trainer.train(trainer.model)
 
 
@@ -199,7 +200,7 @@ def test_new_weights_need_a_function_that_makes_them() -> None:
         ({"batch_size": 100}, "batch_size: expected 1 to 60"),
     ],
 )
-def test_wrong_arguments_are_explained(changes: dict[str, int], message: str) -> None:
+def test_wrong_arguments_are_explained(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_trainer(**changes)
 

@@ -35,10 +35,10 @@ def blobs(examples: int = 60, inputs: int = 8) -> Data:
     targets = torch.arange(count) % 3
     centres = torch.randn(3, inputs, generator=generator)
     points = centres[targets] + torch.randn(count, inputs, generator=generator)
-    splits = [
+    train, validation, test = (
         TensorSplit(points[part], targets[part]) for part in (slice(60, None), slice(0, 30), slice(30, 60))
-    ]
-    return Data("blobs", "classification", *splits, classes=3, input_shape=(inputs,))
+    )
+    return Data("blobs", "classification", train, validation, test, classes=3, input_shape=(inputs,))
 
 
 def tiny_trainer(model: nn.Module | Callable[[], nn.Module] = Net, **changes: Any) -> Trainer:
