@@ -101,9 +101,9 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Say what a ticket, a weights file or a run holds."""
-    from sparseflow import runs
+    from sparseflow.inspection import describe_file
 
-    found = runs.describe_file(path)
+    found = describe_file(path)
     typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
 
 
@@ -115,9 +115,9 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact."""
-    from sparseflow import runs
+    from sparseflow.inspection import export as write_weights
 
-    runs.export(source, target, form)
+    write_weights(source, target, form)
     size = target.stat().st_size
     typer.echo(json.dumps({"path": str(target), "bytes": size}) if as_json else f"{target}: {size:,} bytes, {form}")
 

@@ -22,7 +22,8 @@ from sparseflow import data, models
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
-from sparseflow.training.lottery import Pruning, Rewind
+from sparseflow.training.lottery import Rewind
+from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Listener, Trainer
 

@@ -158,7 +158,7 @@ def test_killed_in_the_middle_of_a_training_and_resumed(
     tmp_path: Path, reference: Path, sparseflow: CommandLine
 ) -> None:
     out = tmp_path / "run"
-    longer = settings(training__steps=300, training__evaluate_every=50)
+    longer = settings(training__steps=150, training__evaluate_every=25, controls__rounds="[]")
     arguments = ["run", "digits", *longer, "--plan", str(reference / "result.json")]
     command = [sys.executable, "-m", "sparseflow.cli", *arguments, "--out", str(out)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

@@ -1,6 +1,6 @@
 """Fills the README's results table from a run.
 
-    python tools/results.py [runs/demo]
+python tools/results.py [runs/demo]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What takes longer than the tests: the demo from nothing, for seeds of one's own, against the promises about it.
 
-    python tools/soak.py [SEEDS]        e.g. 11,12
+python tools/soak.py [SEEDS]        e.g. 11,12
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from sparseflow.report.result import (
     Measure,
     Result,
     against_dense,
-    state_ratio,
     levels,
     levels_by_kind,
+    state_ratio,
     step_seconds,
 )
 from sparseflow.report.svg import ARM_COLOURS, INK, MUTED, PAPER, RULE, blank_figure, to_svg

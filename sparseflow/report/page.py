@@ -15,11 +15,11 @@ from sparseflow.report.result import (
     accuracy,
     against_dense,
     early_stop,
-    state_ratio,
     levels,
     loss,
     read_result,
     seconds,
+    state_ratio,
     step_seconds,
 )
 from sparseflow.report.tables import (
@@ -119,7 +119,7 @@ def _cards(run: Result, verdict_round: int | None) -> list[tuple[str, str, str]]
             times(level.mean(step_ratio)),
             f"{duration(level.mean(step_seconds))} a step",
         ),
-        ("Training state against dense", times(level.mean(state_ratio)), "values, gradients and optimizer state, counted"),
+        ("Training state against dense", times(level.mean(state_ratio)), "weights, gradients, optimizer; counted"),
     ]
 
 

@@ -14,11 +14,11 @@ from sparseflow.report.result import (
     against_dense,
     early_stop,
     final_accuracy,
-    state_ratio,
     levels,
     levels_by_kind,
     loss,
     seconds,
+    state_ratio,
     step_seconds,
 )
 from sparseflow.report.words import (

@@ -13,7 +13,7 @@ Round r trains the network after r prunings; round 0 is dense.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -25,73 +25,18 @@ from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state, load_dense_state
 from sparseflow.hardware.plan import Plan, densify, plan, sparsify
 from sparseflow.hardware.sample import Sample
-from sparseflow.masks import schedules
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.training import proof
-from sparseflow.training.pruning import ParamFilter, prunable_weights, prune
+from sparseflow.training.pruning import ParamFilter, Pruning, prunable_weights
 from sparseflow.training.records import Records, describe
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Stopped, Trainer
 
 Rewind = Literal["weights", "learning_rate", "none"]
-
-
-@dataclass(frozen=True)
-class Pruning:
-    """How masks follow from masks: prune's names, and how much by which round."""
-
-    rounds: int
-    rate: float | None = None
-    density: float | None = None
-    schedule: Literal["constant", "cubic"] = "constant"
-    criterion: str | Criterion = "magnitude"
-    pattern: Pattern = Unstructured()
-    allocation: Allocation = "global"
-    rates: Mapping[str, float] | None = None
-    floor: Floor | None = None
-    param_filter: ParamFilter | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.rounds < 0:
-            raise ValueError(f"rounds: expected 0 prunings or more, got {self.rounds}")
-        if self.rate is not None and self.density is not None:
-            raise ValueError("give rate (pruned in each round) or density (kept after the last round), not both")
-        if self.rate is None and self.density is None and self.rates is None:
-            raise ValueError("give rate (pruned in each round) or density (kept after the last round)")
-        if self.schedule != "constant" and self.density is None:
-            raise ValueError(f"schedule={self.schedule!r} needs density, the fraction to keep after the last round")
-        if self.density is not None:
-            schedules.get(self.schedule)(self.density)
-
-    def check(self, model: nn.Module, masks: Masks) -> None:
-        """Says what does not fit the model, before the first training and not after it: a pruning of nothing."""
-        if self.rounds:
-            nothing = {"rate": 0.0} if self.density is None else {"density": 1.0}
-            replace(self, **nothing)(model, masks, 1)
-
-    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
-        """The masks after the pruning of that number, 1 to `rounds`, from trained weights."""
-        density = None
-        if self.density is not None:
-            density = schedules.get(self.schedule)(self.density)(number / self.rounds)
-        return prune(
-            model,
-            density,
-            rate=self.rate,
-            masks=masks,
-            criterion=self.criterion,
-            pattern=self.pattern,
-            allocation=self.allocation,
-            rates=self.rates,
-            floor=self.floor,
-            param_filter=self.param_filter,
-            seed=self.seed,
-        )
 
 
 @dataclass

@@ -15,7 +15,7 @@ from sparseflow.data import Split
 from sparseflow.hardware.model import dense_state
 from sparseflow.models import lenet_300_100
 from sparseflow.training.evaluation import cross_entropy
-from sparseflow.training.lottery import Pruning
+from sparseflow.training.pruning import Pruning
 from sparseflow.training.trainer import Trainer
 
 PLAIN: dict[str, Any] = {"rate": 0.5, "backend": "dense-compact", "floor": 1}

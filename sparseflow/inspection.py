@@ -1,0 +1,50 @@
+"""What a file or a run's folder holds: said in plain data, or written out as weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparseflow.files import Ticket, Weights, load, save
+
+
+def export(source: Path, target: Path, form: str) -> None:
+    """Writes the weights of a run, ticket or weights file as `dense` or `compact` safetensors.
+
+    Of a run, the weights at early stop of its last round; of a ticket, the state to train from.
+    """
+    if form not in ("dense", "compact"):
+        raise ValueError(f"--format: expected dense or compact, got {form!r}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
+    found = load(_weights_file(source))
+    if isinstance(found, Ticket):
+        found = Weights(found.rewind, found.masks, {"ticket": found.digest})
+    save(found, target, format="compact" if form == "compact" else "dense")
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a safetensors file of ours, or a run's ticket, holds: plain data."""
+    found = load(path / "ticket.safetensors" if path.is_dir() else path)
+    layers = {
+        name: {"shape": list(mask.shape), "kept": int(mask.sum()), "density": float(mask.double().mean())}
+        for name, mask in found.masks.items()
+    }
+    about: dict[str, Any] = {"kind": "ticket" if isinstance(found, Ticket) else "weights"}
+    if found.masks:
+        about |= {"density": found.masks.density, "masks": found.masks.digest}
+    if isinstance(found, Ticket):
+        about |= {"digest": found.digest, **found.provenance}
+    else:
+        about |= {"tensors": len(found.state), **found.metadata}
+    return {**about, "layers": layers}
+
+
+def _weights_file(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    if not (source / "model.safetensors").exists():
+        raise ValueError(
+            f"{source}: expected a finished run with model.safetensors; finish it with `sparseflow run … --resume`"
+        )
+    return source / "model.safetensors"
