@@ -47,7 +47,7 @@ def run(
     found = runs.open_run(folder, chosen, resume)
     replayed = None if plan is None else runs.read_plans(plan, chosen)
     _make_local(chosen.data, data)
-    runs.check(chosen)
+    task = runs.check(chosen)
     started = time.monotonic() - runs.begin(found, replan)
     networks = runs.trainings(chosen)
     with (
@@ -70,7 +70,7 @@ def run(
             status = 2 if isinstance(error, (ValueError, TypeError)) else 1
             runs.note_stop(found, status, str(error), None, time.monotonic() - started)
             raise
-    result = runs.finish(found, started)
+    result = runs.finish(found, task, started)
     if as_json:
         typer.echo(json.dumps(result))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib.util
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -210,10 +211,11 @@ def _optimizer(spec: OptimizerSpec) -> Callable[..., torch.optim.Optimizer]:
     made = choose("optimizer", spec.name, _OPTIMIZERS)
     make = functools.partial(made, lr=spec.lr, **spec.options)
     try:
-        # A trial on one weight finds wrong options before the data is read.
-        make([nn.Parameter(torch.zeros(2, 2))])
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"training.optimizer {spec.name!r}: {error}") from None
+        # Only the names: making the first optimizer of a process imports torch's compiler, which takes seconds.
+        inspect.signature(made).bind([], lr=spec.lr, **spec.options)
+    except TypeError as error:
+        known = ", ".join(name for name in inspect.signature(made).parameters if name not in ("params", "lr"))
+        raise ValueError(f"training.optimizer {spec.name!r}: {error}; its options are: {known}") from None
     return make  # type: ignore[return-value]
 
 

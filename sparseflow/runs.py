@@ -20,7 +20,6 @@ import yaml
 from numpy.typing import NDArray
 
 import sparseflow
-from sparseflow import data
 from sparseflow.files import Ticket, save
 from sparseflow.files.atomic import atomic_write
 from sparseflow.hardware import backends
@@ -89,7 +88,15 @@ def begin(run: Run, replan: bool = False) -> float:
     return seconds
 
 
-def check(recipe: Recipe) -> None:
+@dataclass(frozen=True)
+class Task:
+    """What the report says of the data."""
+
+    kind: str
+    input_shape: tuple[int, ...]
+
+
+def check(recipe: Recipe) -> Task:
     """Builds what the recipe names once, so that what is wrong shows before a folder is made or a process started."""
     trainer = make_trainer(recipe, recipe.seeds[0])
     if recipe.backend != "auto":
@@ -107,6 +114,7 @@ def check(recipe: Recipe) -> None:
             f"{trainer.data.input_shape} in {trainer.data.classes} classes: {error}; change model.options or "
             "data.options"
         ) from None
+    return Task(trainer.data.task, trainer.data.input_shape)
 
 
 def note_stop(run: Run, status: int, reason: str, step: int | None, seconds: float) -> None:
@@ -218,7 +226,7 @@ def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
     }
 
 
-def collect(run: Run, seconds: float) -> dict[str, Any]:
+def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     """result.json of a finished run: everything its seeds recorded, and the verdict."""
     recipe = run.recipe
     rounds: list[dict[str, Any]] = []
@@ -237,7 +245,7 @@ def collect(run: Run, seconds: float) -> dict[str, Any]:
     return {
         "sparseflow": sparseflow.__version__,
         "name": recipe.name,
-        "task": data.load(recipe.data.name, recipe.data.options).task,
+        "task": task.kind,
         "recipe": recipe.model_dump(mode="json"),
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": _machine(recipe),
@@ -280,20 +288,19 @@ def worker_threads(recipe: Recipe) -> int:
     return recipe.threads or max(1, (os.cpu_count() or 1) // min(recipe.workers, len(recipe.seeds)))
 
 
-def finish(run: Run, started: float) -> dict[str, Any]:
+def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
     """Writes result, report, ticket and model of a finished run; returns the result."""
     before = run.folder / "result.json"
     spent = json.loads(before.read_text())["seconds"] if before.exists() else 0.0
-    result = collect(run, spent + time.monotonic() - started)
+    result = collect(run, task, spent + time.monotonic() - started)
     records = run.records(run.recipe.seeds[0])
     ticket = records.ticket(result["verdict"]["round"])
     save(ticket, run.folder / "ticket.safetensors")
     save(records.early(run.recipe.pruning.rounds), run.folder / "model.safetensors", format="compact")
-    shape = data.load(run.recipe.data.name, run.recipe.data.options).input_shape
     last = run.recipe.pruning.rounds
     pictured = sorted({0, last // 3, 2 * last // 3, result["verdict"]["round"]})
     masks = {number: _arrays(records.ticket(number)) for number in pictured}
-    write_report(result, run.folder / "report.html", masks=masks, input_shape=shape)
+    write_report(result, run.folder / "report.html", masks=masks, input_shape=task.input_shape)
     write_json(before, result)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -81,11 +82,14 @@ def _run_here(
     # Moments of weights that see no input decay into denormals, which cost a hundred times a normal number.
     torch.set_flush_denormal(True)
     torch.set_num_threads(worker_threads(run.recipe))
+    # What is imported by now stays: the garbage collector need not look through all of torch again and again.
+    gc.freeze()
     try:
         run_seed(run, seed, listener, flag, plans, replan)
     finally:
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
+        gc.unfreeze()
 
 
 @dataclass

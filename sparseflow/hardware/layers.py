@@ -20,7 +20,7 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
-from sparseflow.hardware.product import autocast_dtype, handle_of, product, unpack
+from sparseflow.hardware.product import autocast_dtype, autocasts, handle_of, product, unpack
 from sparseflow.hardware.workload import Geometry
 
 
@@ -118,8 +118,11 @@ class SparseLayer(nn.Module):
         return tensor.t() if self.transposed else tensor
 
     def _product(self, x: Tensor) -> Tensor:
-        x, values = x.to(autocast_dtype(x)), self.values.to(autocast_dtype(self.values))
-        bias = None if self.bias is None else self.bias.to(autocast_dtype(self.bias))
+        values: Tensor = self.values
+        bias: Tensor | None = self.bias
+        if autocasts(x.device.type):
+            x, values = x.to(autocast_dtype(x)), values.to(autocast_dtype(values))
+            bias = None if bias is None else bias.to(autocast_dtype(bias))
         if x.dtype != values.dtype:
             raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
         return product(x, values, bias, self._handle, self.dense_gradient)

@@ -13,9 +13,9 @@ from torch import Tensor
 from sparseflow.hardware.backends import Backend, Cost, SparseOp
 from sparseflow.hardware.workload import Workload
 
-# Interleaved repeats; the medians are compared. Ten milliseconds a candidate and repeat bound a plan's time.
+# Interleaved repeats; the medians are compared. Five milliseconds a candidate and repeat bound a plan's time.
 REPEATS = 7
-_BUDGET = 0.01
+_BUDGET = 0.005
 
 
 def measure(candidates: dict[str, Backend], work: Workload) -> dict[str, Cost]:

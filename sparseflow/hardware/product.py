@@ -32,11 +32,15 @@ def product(x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted:
     return cast(Tensor, _Product.apply(x, values, bias, handle, wanted))  # type: ignore[no-untyped-call]
 
 
+def autocasts(device: str) -> bool:
+    """Whether torch's autocast is on for this type of device."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def autocast_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype in which torch's autocast lets this tensor enter a product: its own where off, or for float64."""
     device = tensor.device.type
-    on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-    if not on or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if not autocasts(device) or not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor.dtype
     return torch.get_autocast_dtype(device)
 
@@ -59,10 +63,12 @@ class _Product(torch.autograd.Function):
         return op.forward(x, values, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dy: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
+        # torch's once_differentiable says the same, for a sixth of a small layer's backward.
+        if torch.is_grad_enabled():
+            raise RuntimeError("a sparse layer's backward cannot be differentiated again (create_graph=True)")
         x, values = ctx.saved_tensors
         dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
         dbias = None

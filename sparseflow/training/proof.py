@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from sparseflow.files.ticket import tensor_bytes
+from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.model import dense_state, sparse_layers
 from sparseflow.hardware.names import dense_name
 from sparseflow.hardware.plan import densify
@@ -21,8 +22,9 @@ from sparseflow.hardware.sample import Sample, call, untouched
 
 # RMS error over RMS reference. A product of n terms in another order errs by about sqrt(n) roundings.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-# Of gradients: where rounding moves one unit across the kink of a ReLU, its gradient is wrong as a whole. One unit in
-# a thousand may be, or, where that is more, the fraction of units that lie so near to their kink.
+# Of the gradients of a whole model: where rounding moves one unit across the kink of a ReLU, its gradient is wrong as
+# a whole. One unit in a thousand may be, or, where that is more, the fraction of units that lie so near to their kink.
+# That layers compute right is proved layer by layer, to TOLERANCE; this finds what goes wrong between them.
 GRADIENT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 3e-2, torch.bfloat16: 1.5e-1, torch.float16: 6e-2}
 
 
@@ -76,27 +78,40 @@ def prove_pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
 def prove_equal_to_dense(model: nn.Module, sample: Sample) -> None:
     """One batch through the model and through its densified copy: outputs and gradients agree.
 
-    Outputs to `TOLERANCE`, gradients to `GRADIENT_TOLERANCE`. In eval mode, on a copy of the model, so that nothing
-    of the run is touched. Costs two forward and backward passes.
+    The output, and each layer's own output and gradients given what the dense layer gets, to `TOLERANCE`; the
+    gradients of the whole model to `GRADIENT_TOLERANCE`. In eval mode, on copies of the model, so that nothing of
+    the run is touched. Costs four forward and backward passes.
     """
-    layers = sparse_layers(model)
-    if not layers:
+    if not sparse_layers(model):
         return
-    sparse = copy.deepcopy(model)
-    dense = densify(copy.deepcopy(model))
-    outputs = {}
-    for key, one in (("sparse", sparse), ("dense", dense)):
-        one.zero_grad()
-        with untouched(one):
-            output = _first_tensor(call(one, sample))
-            # A fixed cotangent without symmetry, so that wrong gradients cannot cancel.
-            weights = torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape)
-            torch.autograd.backward((output * weights).sum())
-        outputs[key] = output.detach()
+    sparse, dense = copy.deepcopy(model), densify(copy.deepcopy(model))
+    calls: list[tuple[str, Tensor]] = []
+    hooks = [dense.get_submodule(path).register_forward_pre_hook(_keep(calls, path)) for path in _sparse_paths(sparse)]
+    outputs = {key: _run(one, sample) for key, one in (("sparse", sparse), ("dense", dense))}
+    for hook in hooks:
+        hook.remove()
     tolerance = TOLERANCE[outputs["dense"].dtype]
     _close("the model's output", outputs["sparse"], outputs["dense"], tolerance)
+    _compare_gradients(sparse, dense)
+    for path, x in calls:
+        _prove_layer(path, sparse.get_submodule(path), dense.get_submodule(path), x)
+
+
+def _run(model: nn.Module, sample: Sample) -> Tensor:
+    model.zero_grad()
+    with untouched(model):
+        output = _first_tensor(call(model, sample))
+        torch.autograd.backward((output * _cotangent(output)).sum())
+    return output.detach()
+
+
+def _cotangent(output: Tensor) -> Tensor:
+    # Fixed and without symmetry, so that wrong gradients cannot cancel.
+    return torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape).to(output.dtype)
+
+
+def _compare_gradients(sparse: nn.Module, dense: nn.Module) -> None:
     gradients = {dense_name(name): parameter.grad for name, parameter in dense.named_parameters()}
-    masks = {name: layer.mask for name, layer in layers.items()}
     twins = sparse_layers(sparse)
     for raw, parameter in sparse.named_parameters():
         name, reference = dense_name(raw), gradients[dense_name(raw)]
@@ -106,8 +121,42 @@ def prove_equal_to_dense(model: nn.Module, sample: Sample) -> None:
                 raise ProofError(f"{name}: only the {'dense' if got is None else 'sparse'} model gives it a gradient")
             continue
         if name in twins:
-            got, reference = twins[name].unpack(got), torch.where(masks[name], reference, 0.0)
+            got, reference = twins[name].unpack(got), torch.where(twins[name].mask, reference, 0.0)
         _close(f"the gradient of {name}", got, reference, GRADIENT_TOLERANCE[got.dtype])
+
+
+def _prove_layer(path: str, sparse: nn.Module, dense: nn.Module, x: Tensor) -> None:
+    # The same input to both: no unit of another layer can stand on the other side of its kink.
+    assert isinstance(sparse, SparseLayer)
+    weight = dense.weight
+    assert isinstance(weight, nn.Parameter)
+    got, reference = _layer_gradients(sparse, sparse.values, x), _layer_gradients(dense, weight, x)
+    got["weight"] = sparse.unpack(got["weight"])
+    reference["weight"] = torch.where(sparse.mask, reference["weight"], 0.0)
+    for part, tensor in got.items():
+        what = "the output" if part == "output" else f"the gradient of the {part}"
+        _close(f"{path}: {what}", tensor, reference[part], TOLERANCE[tensor.dtype])
+
+
+def _layer_gradients(layer: nn.Module, weight: nn.Parameter, x: Tensor) -> dict[str, Tensor]:
+    x, weight_was = x.detach().requires_grad_(), weight.requires_grad
+    weight.requires_grad_()
+    output = layer(x)
+    dx, dweight = torch.autograd.grad(output, [x, weight], _cotangent(output))
+    weight.requires_grad_(weight_was)
+    return {"output": output.detach(), "input": dx, "weight": dweight}
+
+
+def _sparse_paths(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, SparseLayer)]
+
+
+def _keep(calls: list[tuple[str, Tensor]], path: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs:
+            calls.append((path, inputs[0].detach().clone()))
+
+    return hook
 
 
 def _close(what: str, got: Tensor, reference: Tensor, tolerance: float) -> None:
