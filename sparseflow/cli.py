@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
+    epilog="--traceback, anywhere, shows where a wrong input was noticed: for errors inside your own model or data.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,45 +38,13 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Find a lottery ticket, train its controls, and write result, report and ticket into a folder."""
-    from sparseflow import data, runs
-    from sparseflow.display import make_display
-    from sparseflow.recipes import load_recipe
-    from sparseflow.report import summary
-    from sparseflow.training.trainer import Stopped
-    from sparseflow.workers import STOPPED, run_all
-
-    chosen = load_recipe(recipe, settings or [])
-    folder = out or Path("runs") / chosen.name
-    found = runs.open_run(folder, chosen, resume)
-    replayed = None if plan is None else runs.read_plans(plan, chosen)
-    _make_local(chosen.data, data)
-    task = runs.check(chosen)
-    started = time.monotonic() - runs.begin(found, replan)
-    networks = runs.trainings(chosen)
-    with (
-        open(folder / "metrics.jsonl", "a") as metrics,
-        make_display(chosen.seeds, networks, chosen.training.steps) as display,
-    ):
-
-        def listen(event: dict[str, Any]) -> None:
-            metrics.write(json.dumps(event) + "\n")
-            metrics.flush()
-            display.show(event)
-
-        try:
-            run_all(found, listen, replayed, replan)
-        except Stopped as stopped:
-            runs.note_stop(found, STOPPED, "signal", stopped.step, time.monotonic() - started)
-            typer.echo(f"stopped; go on with: sparseflow run {recipe} --out {folder} --resume", err=True)
-            raise typer.Exit(STOPPED) from None
-        except (ValueError, TypeError, FloatingPointError, RuntimeError) as error:
-            status = 2 if isinstance(error, (ValueError, TypeError)) else 1
-            runs.note_stop(found, status, str(error), None, time.monotonic() - started)
-            raise
-    result = runs.finish(found, task, started)
+    with _own_output():
+        folder, result = _run(recipe, out, settings or [], plan, resume, replan)
     if as_json:
         typer.echo(json.dumps(result))
     else:
+        from sparseflow.report import summary
+
         typer.echo(summary(result))
         typer.echo(f"\nreport: {folder / 'report.html'}\nticket: {folder / 'ticket.safetensors'}")
 
@@ -90,8 +61,9 @@ def plan(
     from sparseflow.recipes import load_recipe
 
     chosen = load_recipe(recipe, settings or [])
-    _make_local(chosen.data, data)
-    made = runs.plan_recipe(chosen, density)
+    with _own_output():
+        _make_local(chosen.data, data)
+        made = runs.plan_recipe(chosen, density)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
 
 
@@ -169,16 +141,66 @@ def main() -> None:
     # A recipe may name `module:function` beside it; a console script does not look there by itself.
     if "" not in sys.path:
         sys.path.insert(0, "")
+    traceback = "--traceback" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--traceback"]
     try:
         app()
     except (ValueError, TypeError) as error:
-        if "--traceback" in sys.argv:
+        if traceback:
             raise
         print(f"sparseflow: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except FloatingPointError as error:
         print(f"sparseflow: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(
+    recipe: str, out: Path | None, settings: list[str], plan: Path | None, resume: bool, replan: bool
+) -> tuple[Path, dict[str, Any]]:
+    from sparseflow import data, runs
+    from sparseflow.display import make_display
+    from sparseflow.recipes import load_recipe
+    from sparseflow.training.trainer import Stopped
+    from sparseflow.workers import STOPPED, run_all
+
+    chosen = load_recipe(recipe, settings)
+    folder = out or Path("runs") / chosen.name
+    found = runs.open_run(folder, chosen, resume)
+    replayed = None if plan is None else runs.read_plans(plan, chosen)
+    _make_local(chosen.data, data)
+    task = runs.check(chosen)
+    started = time.monotonic() - runs.begin(found, replan)
+    networks = runs.trainings(chosen)
+    with (
+        open(folder / "metrics.jsonl", "a") as metrics,
+        make_display(chosen.seeds, networks, chosen.training.steps) as display,
+    ):
+
+        def listen(event: dict[str, Any]) -> None:
+            metrics.write(json.dumps(event) + "\n")
+            metrics.flush()
+            display.show(event)
+
+        try:
+            run_all(found, listen, replayed, replan)
+        except Stopped as stopped:
+            runs.note_stop(found, STOPPED, "signal", stopped.step, time.monotonic() - started)
+            typer.echo(f"stopped; go on with: {runs.resume_command(found)}", err=True)
+            raise typer.Exit(STOPPED) from None
+        except (ValueError, TypeError, FloatingPointError, RuntimeError) as error:
+            status = 2 if isinstance(error, (ValueError, TypeError)) else 1
+            runs.note_stop(found, status, str(error), None, time.monotonic() - started)
+            raise
+    result = runs.finish(found, task, started)
+    return folder, result
+
+
+@contextlib.contextmanager
+def _own_output() -> Iterator[None]:
+    """Keeps standard output for our results: packages log there as they are imported, DeepSpeed among them."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 def _make_local(spec: Named, data: Any) -> None:

@@ -17,10 +17,15 @@ def export(source: Path, target: Path, form: str) -> None:
         raise ValueError(f"--format: expected dense or compact, got {form!r}")
     if not target.parent.is_dir():
         raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
+    if target.is_dir():
+        raise ValueError(f"{target}: expected a file to write, got a folder; add a name such as model.safetensors")
     found = load(_weights_file(source))
     if isinstance(found, Ticket):
         found = Weights(found.rewind, found.masks, {"ticket": found.digest})
-    save(found, target, format="compact" if form == "compact" else "dense")
+    try:
+        save(found, target, format="compact" if form == "compact" else "dense")
+    except OSError as error:
+        raise ValueError(f"{target}: cannot write it: {error.strerror}; choose another place") from None
 
 
 def describe_file(path: Path) -> dict[str, Any]:

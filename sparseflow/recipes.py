@@ -106,7 +106,7 @@ class Recipe(_Strict):
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError(f"expected distinct seeds, got {seeds}")
+            raise ValueError("expected distinct seeds")
         return seeds
 
     @model_validator(mode="after")
@@ -141,7 +141,11 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file. `ValueError` with the path and the first thing that is wrong."""
-    content = _yaml(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a recipe in UTF-8, cannot read it: {error}") from None
+    content = _yaml(text, str(path))
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a mapping of keys such as model, data and training")
     for override in overrides:
@@ -216,7 +220,14 @@ def _optimizer(spec: OptimizerSpec) -> Callable[..., torch.optim.Optimizer]:
     except TypeError as error:
         known = ", ".join(name for name in inspect.signature(made).parameters if name not in ("params", "lr"))
         raise ValueError(f"training.optimizer {spec.name!r}: {error}; its options are: {known}") from None
-    return make  # type: ignore[return-value]
+
+    def make_or_refuse(parameters: object) -> torch.optim.Optimizer:
+        try:
+            return make(parameters)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"training.optimizer {spec.name!r} refuses its options {spec.options}: {error}") from error
+
+    return make_or_refuse
 
 
 def _schedule(spec: TrainingSpec) -> Schedule:

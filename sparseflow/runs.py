@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,9 +52,14 @@ class Run:
 
 
 def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
-    """The run in `folder`, new or resumed. `ValueError` where it holds another one, or one and `resume` is not said."""
+    """The run in `folder`, new or resumed. `ValueError` where it holds another one, or one and `resume` is not said.
+
+    A run that ended before it saved anything, as after a wrong input, is in nobody's way.
+    """
     kept = folder / "recipe.yaml"
-    if kept.exists():
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: expected a folder, got the file {folder}; choose another --out")
+    if kept.exists() and (resume or any(folder.glob("checkpoints/*/*"))):
         before = read_recipe(kept)
         changed = [key for key in Recipe.model_fields if getattr(before, key) != getattr(recipe, key)]
         if changed:
@@ -63,9 +69,14 @@ def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
             )
         if not resume:
             raise ValueError(f"{folder} holds a run of this recipe; pass --resume to go on with it, or another --out")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and not kept.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no run; choose another --out")
     return Run(folder, recipe)
+
+
+def resume_command(run: Run) -> str:
+    """What to type to go on with a run, whatever settings it was started with."""
+    return f"sparseflow run {shlex.quote(str(run.folder / 'recipe.yaml'))} --out {shlex.quote(str(run.folder))} --resume"
 
 
 def begin(run: Run, replan: bool = False) -> float:
@@ -73,18 +84,20 @@ def begin(run: Run, replan: bool = False) -> float:
 
     Returns the seconds that the run had taken when it was stopped.
     """
+    stopped = run.folder / "stopped.json"
+    text = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
     try:
         run.folder.mkdir(parents=True, exist_ok=True)
+        seconds = float(json.loads(stopped.read_text())["seconds"]) if stopped.exists() else 0.0
+        with atomic_write(run.folder / "recipe.yaml") as file:
+            file.write(text.encode())
+        stopped.unlink(missing_ok=True)
+        if replan:
+            write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
     except OSError as error:
-        raise ValueError(f"--out: cannot make the folder {run.folder}: {error.strerror}") from None
-    stopped = run.folder / "stopped.json"
-    seconds = float(json.loads(stopped.read_text())["seconds"]) if stopped.exists() else 0.0
-    stopped.unlink(missing_ok=True)
-    text = yaml.safe_dump(run.recipe.model_dump(mode="json"), sort_keys=False)
-    with atomic_write(run.folder / "recipe.yaml") as file:
-        file.write(text.encode())
-    if replan:
-        write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
+        raise ValueError(
+            f"--out: cannot make the folder {run.folder} or write into it: {error.strerror}; choose another --out"
+        ) from None
     return seconds
 
 
@@ -207,19 +220,24 @@ def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
     """
     try:
         content = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        recorded = content.get("plan", content) if isinstance(content, dict) else {}
+        return _plans_of(recorded if isinstance(recorded, dict) else {}, recipe)
+    # Not JSON and not text are ValueErrors too.
+    except (OSError, ValueError) as error:
         raise ValueError(
             f"--plan {path}: expected a result.json or the output of `sparseflow plan --json`: {error}"
         ) from None
-    recorded = content.get("plan", content) if isinstance(content, dict) else {}
+
+
+def _plans_of(recorded: dict[str, Any], recipe: Recipe) -> dict[int, dict[int, Plan]]:
     if "rows" in recorded:
         one = Plan.from_json(recorded)
         return {seed: dict.fromkeys(range(1, recipe.pruning.rounds + 1), one) for seed in recipe.seeds}
     missing = [seed for seed in recipe.seeds if str(seed) not in recorded]
     if missing:
-        raise ValueError(f"--plan {path}: expected plans for seeds {recipe.seeds}, got none for {missing}")
+        raise ValueError(f"expected plans for seeds {recipe.seeds}, got none for {missing}")
     if not all(isinstance(recorded[str(seed)], list) for seed in recipe.seeds):
-        raise ValueError(f"--plan {path}: expected a list of plans for each seed, one a round")
+        raise ValueError("expected a list of plans for each seed, one a round")
     return {
         seed: {number: Plan.from_json(one) for number, one in enumerate(recorded[str(seed)]) if one is not None}
         for seed in recipe.seeds

@@ -7,6 +7,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -149,7 +150,7 @@ def _read(
             text = f"a worker ended with status {status}"
             ended.append({"event": "stopped", "step": 0} if stopped else {"event": "error", "text": text})
         return
-    if event["event"] in ("error", "wrong input", "stopped"):
+    if event["event"] in ("error", "diverged", "wrong input", "stopped"):
         worker.reported = True
         ended.append(event)
     else:
@@ -171,18 +172,20 @@ def _stop_once(flag: StopFlag) -> None:
 
 
 def _raise(ended: list[dict[str, Any]], flag: StopFlag) -> None:
-    by_kind = {event["event"]: event for event in reversed(ended)}
-    if "wrong input" in by_kind:
-        raise ValueError(by_kind["wrong input"]["text"])
-    if "error" in by_kind:
-        raise WorkerError(by_kind["error"]["text"])
-    if "stopped" in by_kind or flag():
-        raise Stopped(by_kind.get("stopped", {}).get("step", 0))
+    # The first to fail is the cause; what the others meet while they are made to stop may only follow from it.
+    failed = next((event for event in ended if event["event"] != "stopped"), None)
+    if failed is not None:
+        kinds = {"wrong input": ValueError, "diverged": FloatingPointError, "error": WorkerError}
+        raise kinds[failed["event"]](failed["text"])
+    if ended or flag():
+        raise Stopped(ended[0]["step"] if ended else 0)
 
 
 def _work(run: Run, seed: int, events: Connection, plans: Plans | None, replan: bool) -> None:
     # Ctrl-C reaches every process of the terminal; the parent passes on what is meant for us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Standard output is the parent's, for results.
+    sys.stdout = sys.stderr
     flag = StopFlag()
     _stop_once(flag)
     status = 0
@@ -194,6 +197,9 @@ def _work(run: Run, seed: int, events: Connection, plans: Plans | None, replan: 
     except (ValueError, TypeError) as error:
         status = _WRONG_INPUT
         events.send({"event": "wrong input", "seed": seed, "text": str(error)})
+    except FloatingPointError as error:
+        status = 1
+        events.send({"event": "diverged", "seed": seed, "text": f"seed {seed}: {error}"})
     except BaseException:
         status = 1
         events.send({"event": "error", "seed": seed, "text": f"seed {seed}: {traceback.format_exc()}"})

@@ -47,8 +47,8 @@ def results(result: dict[str, Any]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     about = (
         f"LeNet-300-100 on Fashion-MNIST, seeds {result['seeds']}, {machine['cores']} cores ({machine['cpu']}), torch "
-        f"{result['versions']['torch']}, {result['seconds']:.0f} s in all. Step times were taken with the seeds side by "
-        "side, each round at another time."
+        f"{result['versions']['torch']}, {result['seconds']:.0f} s in all. Step times were taken with the seeds side "
+        "by side, each round at another time."
     )
     return "\n".join([*lines, "", about, ""])
 

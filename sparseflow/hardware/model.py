@@ -32,6 +32,16 @@ def current_masks(model: nn.Module) -> dict[str, Tensor]:
     return {name: site.module.mask for name, site in sites.items() if isinstance(site.module, SparseLayer)}
 
 
+def masks_by_every_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks under all names that `dense_state` has for a masked weight: a shared or tied one has several."""
+    sharing: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for key, parameter in module._parameters.items():
+            key = "weight" if key == "values" and isinstance(module, SparseLayer) else key
+            sharing.setdefault(id(parameter), []).append(unwrapped(f"{path}.{key}" if path else key))
+    return {name: masks[first] for names in sharing.values() for first in names if first in masks for name in names}
+
+
 def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     """Dense name → sparse layer, the first of those that share a weight."""
     sites = survey(model).sites

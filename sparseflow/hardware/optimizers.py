@@ -113,6 +113,12 @@ def mark_replaced(parameter: nn.Parameter) -> None:
     _install_hooks()
 
 
+def mark_remasked(parameter: nn.Parameter) -> None:
+    """Notes that the mask changed under this parameter: an optimizer with state from before gets an error."""
+    parameter._sparseflow_remasked = True  # type: ignore[attr-defined]
+    _install_hooks()
+
+
 @functools.cache
 def _install_hooks() -> None:
     register_optimizer_step_pre_hook(_before_step)
@@ -127,9 +133,20 @@ def _before_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> No
                     "this optimizer holds a parameter that sparsify, remask or densify has replaced, so it would "
                     "train nothing there; pass optimizer= to that call, or build the optimizer after it"
                 )
+            if "_sparseflow_remasked" in parameter.__dict__:
+                _check_state_is_new(optimizer, parameter)
     if mixes_elements(optimizer):
         for layer in _held_by(optimizer):
             refuse_mixing(optimizer, layer.backend)
+
+
+def _check_state_is_new(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> None:
+    if optimizer.state.get(parameter):
+        raise ValueError(
+            "this optimizer's state belongs to the mask before remask, and would move pruned weights; pass optimizer= "
+            "to remask, or build the optimizer after it"
+        )
+    del parameter._sparseflow_remasked  # type: ignore[attr-defined]
 
 
 def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

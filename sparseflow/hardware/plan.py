@@ -13,7 +13,7 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.choice import Candidate, Plan, Row, duration
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.measure import measure
-from sparseflow.hardware.optimizers import check_rebindable, mixes_elements, rebind, refuse_mixing
+from sparseflow.hardware.optimizers import check_rebindable, mark_remasked, mixes_elements, rebind, refuse_mixing
 from sparseflow.hardware.sample import Sample, Seen, observe
 from sparseflow.hardware.survey import Site, Survey, extra_padding_of, geometry_of, survey
 from sparseflow.hardware.swap import pack_mask, put, to_dense, to_sparse
@@ -128,7 +128,7 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
     first = site.module
     assert isinstance(first, SparseLayer)
     old_op, old_values = first.op, first.values
-    new_op = first.repack(mask)
+    new_op, changed = first.repack(mask), not torch.equal(first.mask, mask.to(first.values.device))
 
     def move(tensor: Tensor) -> Tensor:
         return new_op.pack_values(old_op.unpack_values(tensor))
@@ -139,8 +139,9 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
         assert isinstance(other, SparseLayer)
         other.values = first.values
         other.install(new_op, first.values.detach())
-    if optimizer is not None:
-        rebind(optimizer, old_values, first.values, move)
+    followed = optimizer is not None and rebind(optimizer, old_values, first.values, move)
+    if not followed and changed and first.values is old_values:
+        mark_remasked(old_values)
 
 
 def _pack(site: Site, mask: Tensor, row: Row, optimizer: torch.optim.Optimizer | None, replayed: bool) -> SparseOp:

@@ -10,13 +10,14 @@ The seed is paired: data order and noise are the ticket's own. Networks with new
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sparseflow.files import Ticket
-from sparseflow.hardware.model import dense_state, load_dense_state
+from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan, densify, sparsify
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import shuffle_masks
@@ -38,16 +39,18 @@ def train_control(
 ) -> Trained:
     """Trains a control of the ticket, on the ticket's own plan. `rewind_point` is theta_k, whole: shuffle needs it.
 
-    The trainer's model serves as the body and holds the control's weights afterwards. `ValueError` for shuffle of a
+    A copy of the trainer's model serves as the body, so that a search that is under way keeps its own; the trainer
+    holds it afterwards. `ValueError` for shuffle of a
     ticket whose round kept its trained weights: they are zero where the shuffled mask would look.
     """
     masks, state, start = _control(trainer, ticket, kind, rewind_point)
-    model = densify(trainer.model)
+    model = densify(copy.deepcopy(trainer.model))
     load_dense_state(model, state)
     plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
     if plan is not None:
         model = sparsify(model, masks, plan=plan)
-    expected = {n: torch.where(masks[n], t, 0.0) if n in masks else t for n, t in state.items()}
+    masked = masks_by_every_name(model, masks)
+    expected = {n: torch.where(masked[n], t, 0.0) if n in masked else t for n, t in state.items()}
     proof.prove_rewound(model, masks, expected)
     records = records or Records(None)
     progress = records.progress(ticket.round, masks, trainer.seed, kind)

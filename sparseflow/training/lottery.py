@@ -12,7 +12,8 @@ Round r trains the network after r prunings; round 0 is dense.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
-from sparseflow.hardware.model import dense_state, load_dense_state
+from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name, sparse_layers
 from sparseflow.hardware.plan import Plan, densify, plan, sparsify
 from sparseflow.hardware.sample import Sample
 from sparseflow.masks.allocation import Allocation
@@ -127,21 +128,31 @@ def rounds(
 
 
 def _search(
-    model: nn.Module, pruning: Pruning, rewind: Rewind, backend: str, sample: Sample | None, records: Records
+    model: nn.Module,
+    pruning: Pruning,
+    rewind: Rewind,
+    backend: str,
+    sample: Sample | None,
+    records: Records,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Round]:
     _check_rewind(rewind)
     shapes = {name: weight.shape for name, weight in prunable_weights(model, pruning.param_filter).items()}
     device = next(model.parameters()).device
+    first = records.finished_rounds()
+    _check_dense(model, first)
     theta_0 = dense_state(model)
     everything = Masks.ones(shapes, device)
     pruning.check(model, everything)
     if backend != "auto":
         backends.get(backend)
+    if not first:
+        records.begin(theta_0)
     round = Round(0, model, everything, None, theta_0, records.rewind_point(device) or theta_0)
-    first = records.finished_rounds()
     if first:
         # The run goes on behind the last round on record, with its masks and trained weights.
         last = records.trained(first - 1)
+        model = densify(model)
         round = Round(first - 1, model, last.masks.to(device), None, {}, round.rewind_point, {})
         load_dense_state(model, last.state)
     else:
@@ -151,8 +162,11 @@ def _search(
         model = densify(model)
         if rewind == "weights":
             load_dense_state(model, round.rewind_point)
-        start = _masked(dense_state(model), masks)
-        chosen = _plan(model, masks, backend, sample, records, index)
+        # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
+        state = round.rewind_point if rewind == "weights" else dense_state(model)
+        start = _masked(state, masks_by_every_name(model, masks))
+        with autocast():
+            chosen = _plan(model, masks, backend, sample, records, index)
         model = sparsify(model, masks, plan=chosen)
         proof.prove_rewound(model, masks, start)
         proof.prove_pruned(model, masks)
@@ -188,8 +202,18 @@ def _check_replay(recorded: Plan, masks: Masks, index: int) -> None:
         )
 
 
-def _masked(state: dict[str, Tensor], masks: Masks) -> dict[str, Tensor]:
+def _masked(state: dict[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
+
+
+def _check_dense(model: nn.Module, finished: int) -> None:
+    # A search that goes on behind its records loads the trained weights anyway.
+    sparse = sparse_layers(model)
+    if sparse and not finished:
+        raise ValueError(
+            f"expected a dense model to search in, got one with sparse layers ({', '.join(sparse)}), such as an earlier "
+            "search leaves; build the model, or the Trainer, anew (sf.densify would keep the trained weights)"
+        )
 
 
 def _check_rewind(rewind: str) -> None:
@@ -230,7 +254,8 @@ def imp(
     records = records or Records(None)
     pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
     yield from records.tickets()
-    for round in _search(trainer.model, pruning, rewind, backend, trainer.sample(), records):
+    sample, autocast = trainer.sample(), trainer.accelerator.autocast
+    for round in _search(trainer.model, pruning, rewind, backend, sample, records, autocast):
         trained = trainer.train(
             round.model,
             start=rewind_to if round.index else 0,

@@ -92,6 +92,12 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 
 def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_state`, on a fresh optimizer of the same class."""
+    on_device = {
+        id(parameter)
+        for group in optimizer.param_groups
+        if group.get("fused") or group.get("capturable")
+        for parameter in group["params"]
+    }
     for name, parameter, layer in _named(model):
         keys = [key for key in state if key.rpartition("/")[0] == name]
         restored: dict[str, Any] = {}
@@ -99,8 +105,9 @@ def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state:
             tensor = state[key]
             if layer is not None and tensor.shape == torch.Size(layer.weight_shape):
                 tensor = layer.pack(tensor.to(parameter.device))
-            # Step counters stay where the optimizer wants them; the rest goes to the parameter.
-            restored[key.rpartition("/")[2]] = tensor.clone() if tensor.dim() == 0 else tensor.to(parameter.device)
+            # Step counters stay on the CPU but for fused and capturable optimizers; the rest goes to the parameter.
+            there = tensor.dim() > 0 or id(parameter) in on_device
+            restored[key.rpartition("/")[2]] = tensor.to(parameter.device) if there else tensor.clone()
         if restored:
             optimizer.state[parameter] = restored
 

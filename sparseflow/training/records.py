@@ -85,8 +85,13 @@ class Records:
         found = self._weights(self.folder / "rewind.safetensors")
         return {name: tensor.to(device) for name, tensor in found.state.items()}
 
+    def begin(self, state: dict[str, Tensor]) -> None:
+        """Keeps theta_0 where round 0 starts; a round 0 in its middle has kept the one that it started from."""
+        if self.folder is not None and not self._path(0, "progress.safetensors").exists():
+            self.keep_rewind_point(state)
+
     def keep_rewind_point(self, state: dict[str, Tensor]) -> None:
-        """Keeps theta_k, once."""
+        """Keeps theta_k."""
         if self.folder is not None:
             save(Weights(state, Masks({}), {}), self.folder / "rewind.safetensors")
 

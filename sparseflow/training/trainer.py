@@ -88,6 +88,9 @@ class Trainer:
             raise ValueError(f"accumulate: expected a divisor of batch_size {batch_size}, got {accumulate}")
         if evaluate_every is not None and evaluate_every < 1:
             raise ValueError(f"evaluate_every: expected at least 1 step, got {evaluate_every}")
+        for name, split in (("validation", data.validation), ("test", data.test)):
+            if not len(split):
+                raise ValueError(f"data: expected at least one example in the {name} split, got none")
         self.data = data
         self.make_optimizer = optimizer
         self.steps = steps
@@ -108,6 +111,11 @@ class Trainer:
         self.last: Trained | None = None
         self.model = model if isinstance(model, nn.Module) else self.build()
         self.model.to(self.device)
+        if (steps_of_theirs := self.accelerator.gradient_accumulation_steps) != 1:
+            raise ValueError(
+                f"accelerator: expected gradient_accumulation_steps=1, got {steps_of_theirs}, which would divide every "
+                "loss; pass accumulate= to Trainer instead"
+            )
 
     @property
     def accelerator(self) -> Accelerator:
@@ -203,6 +211,9 @@ class _Run:
             done = step + 1
             stop = trainer.should_stop() and done < trainer.steps
             if done % trainer.evaluate_every == 0 or done == trainer.steps or stop:
+                if trainer.device.type == "cuda":
+                    # A step returns before the GPU has done it.
+                    torch.cuda.synchronize(trainer.device)
                 self.stretches.append((time.perf_counter() - self.clock) / (done - stretch))
                 if not stop or done % trainer.evaluate_every == 0:
                     self._validate(done)
