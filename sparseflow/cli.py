@@ -186,7 +186,7 @@ def _run(
             run_all(found, listen, replayed, replan)
         except Stopped as stopped:
             runs.note_stop(found, STOPPED, "signal", stopped.step, time.monotonic() - started)
-            typer.echo(f"stopped; go on with: {runs.resume_command(found)}", err=True)
+            typer.echo(f"stopped; go on with: {runs.resume_command(found, plan)}", err=True)
             raise typer.Exit(STOPPED) from None
         except (ValueError, TypeError, FloatingPointError, RuntimeError) as error:
             status = 2 if isinstance(error, (ValueError, TypeError)) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def export(source: Path, target: Path, form: str) -> None:
         raise ValueError(f"--format: expected dense or compact, got {form!r}")
     if not target.parent.is_dir():
         raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
-    if target.is_dir():
+    if os.path.isdir(target):
         raise ValueError(f"{target}: expected a file to write, got a folder; add a name such as model.safetensors")
     found = load(_weights_file(source))
     if isinstance(found, Ticket):

@@ -213,7 +213,7 @@ def _model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
 
 def _optimizer(spec: OptimizerSpec) -> Callable[..., torch.optim.Optimizer]:
     made = choose("optimizer", spec.name, _OPTIMIZERS)
-    make = functools.partial(made, lr=spec.lr, **spec.options)
+    make = cast(Callable[..., torch.optim.Optimizer], functools.partial(made, lr=spec.lr, **spec.options))
     try:
         # Only the names: making the first optimizer of a process imports torch's compiler, which takes seconds.
         inspect.signature(made).bind([], lr=spec.lr, **spec.options)

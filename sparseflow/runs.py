@@ -59,7 +59,7 @@ def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
     kept = folder / "recipe.yaml"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out: expected a folder, got the file {folder}; choose another --out")
-    if kept.exists() and (resume or any(folder.glob("checkpoints/*/*"))):
+    if kept.exists() and (resume or _has_trained(folder)):
         before = read_recipe(kept)
         changed = [key for key in Recipe.model_fields if getattr(before, key) != getattr(recipe, key)]
         if changed:
@@ -74,9 +74,15 @@ def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
     return Run(folder, recipe)
 
 
-def resume_command(run: Run) -> str:
-    """What to type to go on with a run, whatever settings it was started with."""
-    return f"sparseflow run {shlex.quote(str(run.folder / 'recipe.yaml'))} --out {shlex.quote(str(run.folder))} --resume"
+def _has_trained(folder: Path) -> bool:
+    return any(folder.glob("checkpoints/*/round-*"))
+
+
+def resume_command(run: Run, plan: Path | None) -> str:
+    """What to type to go on with a run, whatever settings it was started with; `plan` is the file that it replays."""
+    replayed = [] if plan is None else ["--plan", str(plan)]
+    recipe, folder = str(run.folder / "recipe.yaml"), str(run.folder)
+    return shlex.join(["sparseflow", "run", recipe, "--out", folder, *replayed, "--resume"])
 
 
 def begin(run: Run, replan: bool = False) -> float:
@@ -92,6 +98,10 @@ def begin(run: Run, replan: bool = False) -> float:
         with atomic_write(run.folder / "recipe.yaml") as file:
             file.write(text.encode())
         stopped.unlink(missing_ok=True)
+        if not _has_trained(run.folder):
+            # Nothing rests on these yet, and they may be of another recipe.
+            for left in run.folder.glob("checkpoints/*/rewind.safetensors"):
+                left.unlink()
         if replan:
             write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
     except OSError as error:

@@ -118,7 +118,7 @@ def _run_beside(run: Run, listener: Listener, flag: StopFlag, plans: Plans | Non
     finally:
         for worker in working:
             worker.process.kill()
-    _raise(ended, flag)
+    end(ended, flag)
 
 
 def _start(run: Run, seed: int, plans: Plans | None, replan: bool) -> _Worker:
@@ -171,7 +171,8 @@ def _stop_once(flag: StopFlag) -> None:
     signal.signal(signal.SIGTERM, handle)
 
 
-def _raise(ended: list[dict[str, Any]], flag: StopFlag) -> None:
+def end(ended: list[dict[str, Any]], flag: StopFlag) -> None:
+    """Raises what the ends of the workers, in order, mean for their run: ValueError, FloatingPointError, Stopped …"""
     # The first to fail is the cause; what the others meet while they are made to stop may only follow from it.
     failed = next((event for event in ended if event["event"] != "stopped"), None)
     if failed is not None:

@@ -11,6 +11,7 @@ from command_line import CommandLine
 from torch import nn
 
 import sparseflow as sf
+from sparseflow import cli
 from sparseflow.hardware import backends
 from sparseflow.models import lenet_300_100
 
@@ -76,6 +77,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, sparseflow: Co
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty and holds no run" in sparseflow(*run_of(tmp_path)).error
     assert "cannot make the folder" in sparseflow(*run_of(tmp_path / "mine.txt" / "run")).error
+    assert "expected a folder, got the file" in sparseflow(*run_of(tmp_path / "mine.txt")).error
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -88,6 +90,8 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, sparseflow: Co
         ('{"plan": {"1": 7, "2": []}}', "a list of plans for each seed"),
         ('{"rows": [{"a": 1}], "left_dense": {}}', "expected a plan as written by sparseflow"),
         ('{"plan": {"1": []}}', "got none for [2]"),
+        ('{"plan": 5}', "got none for [1, 2]"),
+        ('{"plan": {"1": [{}], "2": []}}', "plan.json: expected a result.json"),
     ],
 )
 def test_a_plan_that_is_none_is_refused(
@@ -146,10 +150,30 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path, sparsefl
     assert "expected a finished run with model.safetensors" in sparseflow("export", tmp_path, out).error
     assert "expected dense or compact, got 'zip'" in sparseflow("export", ticket, out, "--format", "zip").error
     assert "expected a folder" in sparseflow("export", ticket, tmp_path / "no" / "out.safetensors").error
+    assert "got a folder" in sparseflow("export", ticket, tmp_path).error
+    assert "cannot write it" in sparseflow("export", ticket, tmp_path / ("long" * 100)).error
+    (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe")
+    assert "recipe.yaml: expected a recipe in UTF-8" in sparseflow("run", tmp_path / "recipe.yaml").error
     ticket.write_bytes(ticket.read_bytes()[:-1])
     assert "ticket.safetensors" in sparseflow("inspect", ticket).error
     assert "ticket.safetensors" in sparseflow("export", ticket, out).error
     assert not out.exists()
+
+
+def test_a_refused_optimizer_is_named_and_its_folder_can_be_used_again(tmp_path: Path, sparseflow: CommandLine) -> None:
+    run = run_of(tmp_path / "run", "--set", "seeds=[3]", "--set", "backend=dense")
+    wrong = sparseflow(*run, "--set", "training.optimizer.options.betas=5").error
+    assert "training.optimizer 'adam' refuses its options" in wrong
+    before = (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind.safetensors").read_bytes()
+    # Other classes, hence another network to start from.
+    assert sparseflow(*run, "--set", "model.options={inputs: 64, classes: 11}").status == 0
+    assert (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind.safetensors").read_bytes() != before
+
+
+def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sparseflow", "run", "lennet", "--traceback"])
+    with pytest.raises(ValueError, match="no recipe 'lennet'"):
+        cli.main()
 
 
 def test_data_and_backends_are_listed(sparseflow: CommandLine) -> None:

@@ -62,7 +62,7 @@ def test_settings_are_laid_over_the_recipe(small: str) -> None:
         ("pruning.allocation=globl", "pruning.allocation: .*'global'.* got 'globl'"),
         ("controls.rounds=[3]", r"controls.rounds: expected rounds from 1 to 2, got \[3\]"),
         ("controls.kinds=[swap]", "controls.kinds.0: .*'reinit'.* got 'swap'"),
-        ("seeds=[1, 1]", r"seeds: expected distinct seeds, got \[1, 1\]"),
+        ("seeds=[1, 1]", r"seeds: expected distinct seeds, got \[1, 1\]$"),
         ("seeds=[]", "seeds: .* at least 1 item"),
         ("training.steps=0", "training.steps: .* greater than or equal to 1, got 0"),
         ("training.steps=many", "training.steps: .* got 'many'"),

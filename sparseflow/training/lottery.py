@@ -211,8 +211,8 @@ def _check_dense(model: nn.Module, finished: int) -> None:
     sparse = sparse_layers(model)
     if sparse and not finished:
         raise ValueError(
-            f"expected a dense model to search in, got one with sparse layers ({', '.join(sparse)}), such as an earlier "
-            "search leaves; build the model, or the Trainer, anew (sf.densify would keep the trained weights)"
+            f"expected a dense model to search in, got one with sparse layers ({', '.join(sparse)}), such as an "
+            "earlier search leaves; build the model, or the Trainer, anew (sf.densify would keep the trained weights)"
         )
 
 
@@ -254,8 +254,10 @@ def imp(
     records = records or Records(None)
     pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
     yield from records.tickets()
-    sample, autocast = trainer.sample(), trainer.accelerator.autocast
-    for round in _search(trainer.model, pruning, rewind, backend, sample, records, autocast):
+    sample = trainer.sample()
+    for round in _search(
+        trainer.model, pruning, rewind, backend, sample, records, lambda: trainer.accelerator.autocast()
+    ):
         trained = trainer.train(
             round.model,
             start=rewind_to if round.index else 0,

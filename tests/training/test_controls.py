@@ -130,3 +130,15 @@ def test_shuffle_needs_tickets_with_rewound_weights() -> None:
     dense, ticket = sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense", rewind="learning_rate")
     with pytest.raises(ValueError, match="the shuffle control needs rewind='weights'"):
         train_control(trainer, ticket, "shuffle", dense.rewind)
+
+
+def test_a_control_between_rounds_leaves_the_search_alone() -> None:
+    digests: dict[bool, list[str]] = {}
+    for with_control in (False, True):
+        trainer, found = tiny_trainer(), list[sf.Ticket]()
+        for ticket in sf.imp(trainer, rounds=2, rate=0.5, floor=1, backend="dense"):
+            found.append(ticket)
+            if with_control and ticket.round == 1:
+                train_control(trainer, ticket, "reinit", found[0].rewind)
+        digests[with_control] = [ticket.digest for ticket in found]
+    assert digests[True] == digests[False]

@@ -14,6 +14,7 @@ import sparseflow as sf
 from sparseflow.data import Split
 from sparseflow.hardware.model import dense_state
 from sparseflow.models import lenet_300_100
+from sparseflow.training import lottery
 from sparseflow.training.evaluation import cross_entropy
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.trainer import Trainer
@@ -249,3 +250,50 @@ def test_prunings_are_counted_from_1() -> None:
     masks = sf.Masks.ones({"fc1.weight": (16, 8), "fc2.weight": (3, 16)})
     assert pruning(model, masks, 4).nnz == 44
     assert pruning(model, masks, 2).nnz == 88
+
+
+class Shared(nn.Module):
+    """One layer twice, and one more that is tied to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(8, 8)
+        self.again = self.a
+        self.tied = nn.Linear(8, 8)
+        self.tied.weight = self.a.weight
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.out(self.tied(self.again(self.a(x).relu()).relu()).relu())
+        return y
+
+
+@pytest.mark.parametrize("backend", ["dense", "dense-compact"])
+def test_shared_and_tied_weights_are_masked_under_all_their_names(backend: str) -> None:
+    trainer = tiny_trainer(Shared)
+    dense, ticket = sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend=backend)
+    control = sf.train_control(trainer, ticket, "reinit", dense.rewind)
+    assert control.steps == 6
+    mask = ticket.masks["a.weight"]
+    for name in ("a.weight", "again.weight", "tied.weight"):
+        assert torch.equal(ticket.rewind[name], torch.where(mask, dense.rewind["a.weight"], 0.0))
+
+
+def test_a_search_needs_a_dense_model() -> None:
+    trainer = tiny_trainer()
+    list(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense"))
+    with pytest.raises(ValueError, match="expected a dense model"):
+        next(iter(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense")))
+
+
+def test_plans_are_made_under_the_autocast_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seen, plan = tiny_trainer(), list[bool](), lottery.plan
+
+    def noted(*arguments: Any) -> sf.Plan:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return plan(*arguments)
+
+    monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    monkeypatch.setattr(lottery, "plan", noted)
+    list(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense"))
+    assert seen == [True]

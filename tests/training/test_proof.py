@@ -191,3 +191,9 @@ def test_pruned_weights_that_move_during_training_stop_the_search() -> None:
     trainer = tiny_trainer(listener=spoil)
     with pytest.raises(ProofError, match=r"fc1\.weight: a pruned weight is not zero"):
         list(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense"))
+
+
+def test_a_model_that_was_not_rewound_stops_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lottery, "load_dense_state", lambda model, state: None)
+    with pytest.raises(ProofError, match="survivors differ from the rewind point"):
+        list(sf.imp(tiny_trainer(), rounds=1, rate=0.5, floor=1, backend="dense"))

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_task import differing, tiny_trainer
+from tiny_task import Net, differing, tiny_trainer
 
 import sparseflow as sf
 from sparseflow.files import FileMissingError, SparseFormatError, Ticket, Weights, load, save
-from sparseflow.training.progress import Progress
+from sparseflow.hardware.model import dense_state
+from sparseflow.training.progress import Progress, restore_optimizer
 from sparseflow.training.records import Records
 from sparseflow.training.trainer import Stopped, Trainer
 
@@ -241,3 +242,25 @@ def test_another_kind_of_file_is_not_progress(tmp_path: Path) -> None:
     save(Weights({"model/x": torch.ones(1)}, sf.Masks({}), {}), path)
     with pytest.raises(ValueError, match="belongs to another run"):
         Progress(path, {"round": 1})
+
+
+def test_the_rewind_point_is_where_round_0_began(tmp_path: Path) -> None:
+    """A module is not made under the run's seed: the process that goes on has drawn other weights."""
+    first, then = tiny_trainer(Net()), tiny_trainer(Net())
+    theta_0 = dense_state(first.model)
+    first.should_stop = lambda: True
+    with pytest.raises(Stopped):
+        search(tmp_path, first, rewind_to=0)
+    assert differing(theta_0, search(tmp_path, then, rewind_to=0)[0].rewind) == []
+
+
+def test_step_counters_go_where_a_fused_optimizer_wants_them() -> None:
+    """On the device of the parameter; on a GPU the step would fail otherwise."""
+    model = Net()
+    saved = {f"{name}/step": torch.tensor(3.0) for name, _ in model.named_parameters()}
+    model.to("meta")
+    for options, device in (({"fused": True}, "meta"), ({"capturable": True}, "meta"), ({}, "cpu")):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.param_groups[0].update(options)
+        restore_optimizer(model, optimizer, saved)
+        assert {state["step"].device.type for state in optimizer.state.values()} == {device}

@@ -1,17 +1,19 @@
 """The trainer against a loop written out in plain PyTorch, and what it must refuse."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from tiny_task import SGD, Net, blobs, differing, snapshot, tiny_trainer
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from sparseflow.data import Data, DatasetSplit, Split
+from sparseflow.data import Data, DatasetSplit, Split, TensorSplit
 from sparseflow.training.evaluation import evaluate
 from sparseflow.training.schedules import multistep
 from sparseflow.training.seeds import derive
@@ -209,3 +211,17 @@ def test_a_start_behind_the_end_is_refused() -> None:
     trainer = tiny_trainer()
     with pytest.raises(ValueError, match=r"start: expected a step in \[0, 6\), got 6"):
         trainer.train(trainer.model, start=6)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_an_empty_split_is_refused_before_training(name: str) -> None:
+    data = blobs()
+    empty = TensorSplit(torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64))
+    with pytest.raises(ValueError, match=f"at least one example in the {name} split"):
+        tiny_trainer(data=replace(data, **{name: empty}))
+
+
+def test_an_accelerator_that_divides_losses_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "gradient_accumulation_steps", property(lambda self: 4))
+    with pytest.raises(ValueError, match="pass accumulate= to Trainer instead"):
+        tiny_trainer()
