@@ -57,13 +57,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Time every backend on a recipe's layers at a density, on this machine, and say which would run them and why."""
-    from sparseflow import data, runs
+    from sparseflow import data, replay
     from sparseflow.recipes import load_recipe
 
     chosen = load_recipe(recipe, settings or [])
     with _own_output():
         _make_local(chosen.data, data)
-        made = runs.plan_recipe(chosen, density)
+        made = replay.plan_recipe(chosen, density)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
 
 
@@ -158,7 +158,7 @@ def main() -> None:
 def _run(
     recipe: str, out: Path | None, settings: list[str], plan: Path | None, resume: bool, replan: bool
 ) -> tuple[Path, dict[str, Any]]:
-    from sparseflow import data, runs
+    from sparseflow import data, replay, results, runs
     from sparseflow.display import make_display
     from sparseflow.recipes import load_recipe
     from sparseflow.training.trainer import Stopped
@@ -167,7 +167,7 @@ def _run(
     chosen = load_recipe(recipe, settings)
     folder = out or Path("runs") / chosen.name
     found = runs.open_run(folder, chosen, resume)
-    replayed = None if plan is None else runs.read_plans(plan, chosen)
+    replayed = None if plan is None else replay.read_plans(plan, chosen)
     _make_local(chosen.data, data)
     task = runs.check(chosen)
     started = time.monotonic() - runs.begin(found, replan)
@@ -192,7 +192,7 @@ def _run(
             status = 2 if isinstance(error, (ValueError, TypeError)) else 1
             runs.note_stop(found, status, str(error), None, time.monotonic() - started)
             raise
-    result = runs.finish(found, task, started)
+    result = results.finish(found, task, started)
     return folder, result
 
 

@@ -7,36 +7,26 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from numpy.typing import NDArray
 
-import sparseflow
-from sparseflow.files import Ticket, save
 from sparseflow.files.atomic import atomic_write
 from sparseflow.hardware import backends
-from sparseflow.hardware.plan import Plan, plan
 from sparseflow.hardware.sample import untouched
 from sparseflow.masks import Masks
 from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
-from sparseflow.report import write_report
+from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
 from sparseflow.training.lottery import imp
-from sparseflow.training.pruning import prunable_weights, prune
+from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.records import Records, write_json
 from sparseflow.training.trainer import Listener, Stopped
-from sparseflow.training.verdict import ARMS, verdict
-
-Plans = Mapping[int, Mapping[int, Plan]]
 
 
 @dataclass(frozen=True)
@@ -198,7 +188,7 @@ def run_seed(
         seed=seed,
         records=records,
     ):
-        listener({"seed": seed, "kind": "round", "event": "trained", **_metrics(ticket.provenance["metrics"])})
+        listener({"seed": seed, "kind": "round", "event": "trained", **metrics_of(ticket.provenance["metrics"])})
         about["round"] = ticket.round + 1
     rewind_point = records.rewind_point(trainer.device)
     assert rewind_point is not None
@@ -210,10 +200,11 @@ def run_seed(
                 if should_stop():
                     raise Stopped(0)
                 train_control(trainer, ticket, kind, rewind_point, records)
-            listener({"seed": seed, "kind": kind, "event": "trained", **_metrics(records.metrics(number, kind))})
+            listener({"seed": seed, "kind": kind, "event": "trained", **metrics_of(records.metrics(number, kind))})
 
 
-def _metrics(found: object) -> dict[str, Any]:
+def metrics_of(found: object) -> dict[str, Any]:
+    """Metrics that are known to be there."""
     assert isinstance(found, dict)
     return found
 
@@ -223,124 +214,6 @@ def trainings(recipe: Recipe) -> int:
     return recipe.pruning.rounds + 1 + len(recipe.controls.rounds) * len(recipe.controls.kinds)
 
 
-def read_plans(path: Path, recipe: Recipe) -> dict[int, dict[int, Plan]]:
-    """Plans to replay, by seed and round, from a `result.json` or from what `sparseflow plan --json` printed.
-
-    The latter holds for every seed and round. `ValueError` for anything else, or where a seed has no plan.
-    """
-    try:
-        content = json.loads(path.read_text())
-        recorded = content.get("plan", content) if isinstance(content, dict) else {}
-        return _plans_of(recorded if isinstance(recorded, dict) else {}, recipe)
-    # Not JSON and not text are ValueErrors too.
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--plan {path}: expected a result.json or the output of `sparseflow plan --json`: {error}"
-        ) from None
-
-
-def _plans_of(recorded: dict[str, Any], recipe: Recipe) -> dict[int, dict[int, Plan]]:
-    if "rows" in recorded:
-        one = Plan.from_json(recorded)
-        return {seed: dict.fromkeys(range(1, recipe.pruning.rounds + 1), one) for seed in recipe.seeds}
-    missing = [seed for seed in recipe.seeds if str(seed) not in recorded]
-    if missing:
-        raise ValueError(f"expected plans for seeds {recipe.seeds}, got none for {missing}")
-    if not all(isinstance(recorded[str(seed)], list) for seed in recipe.seeds):
-        raise ValueError("expected a list of plans for each seed, one a round")
-    return {
-        seed: {number: Plan.from_json(one) for number, one in enumerate(recorded[str(seed)]) if one is not None}
-        for seed in recipe.seeds
-    }
-
-
-def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
-    """result.json of a finished run: everything its seeds recorded, and the verdict."""
-    recipe = run.recipe
-    rounds: list[dict[str, Any]] = []
-    controls: list[dict[str, Any]] = []
-    plans: dict[str, Any] = {}
-    for seed in recipe.seeds:
-        records = run.records(seed)
-        for number in range(recipe.pruning.rounds + 1):
-            rounds.append({"seed": seed, **_metrics(records.metrics(number))})
-        for number in recipe.controls.rounds:
-            for kind in recipe.controls.kinds:
-                controls.append({"seed": seed, **_metrics(records.metrics(number, kind))})
-        numbered = [records.plan(number) for number in range(recipe.pruning.rounds + 1)]
-        plans[str(seed)] = [None if one is None else one.to_json() for one in numbered]
-    verdicts = [_verdict(run, number) for number in recipe.controls.rounds or [recipe.pruning.rounds]]
-    return {
-        "sparseflow": sparseflow.__version__,
-        "name": recipe.name,
-        "task": task.kind,
-        "recipe": recipe.model_dump(mode="json"),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "machine": _machine(recipe),
-        "seeds": recipe.seeds,
-        "seconds": seconds,
-        "replanned": (run.folder / "checkpoints.replanned.json").exists(),
-        "plan": plans,
-        "rounds": rounds,
-        "controls": controls,
-        "verdict": verdicts[-1],
-        "verdicts": verdicts,
-    }
-
-
-def _verdict(run: Run, number: int) -> dict[str, Any]:
-    arms = {}
-    for arm in ARMS:
-        kind, at = {"ticket": ("round", number), "dense": ("round", 0)}.get(arm, (arm, number))
-        every = [run.records(seed) for seed in run.recipe.seeds]
-        if all(records.metrics(at, kind) is not None for records in every):
-            arms[arm] = [records.scores(at, kind) for records in every]
-    density = _metrics(run.records(run.recipe.seeds[0]).metrics(number))["density"]
-    return {"round": number, "density": density, **verdict(arms).to_json()}
-
-
-def _machine(recipe: Recipe) -> dict[str, Any]:
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cpu": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "workers": recipe.workers,
-        "threads": worker_threads(recipe),
-    }
-
-
 def worker_threads(recipe: Recipe) -> int:
     """Threads of each seed's process."""
     return recipe.threads or max(1, (os.cpu_count() or 1) // min(recipe.workers, len(recipe.seeds)))
-
-
-def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
-    """Writes result, report, ticket and model of a finished run; returns the result."""
-    before = run.folder / "result.json"
-    spent = json.loads(before.read_text())["seconds"] if before.exists() else 0.0
-    result = collect(run, task, spent + time.monotonic() - started)
-    records = run.records(run.recipe.seeds[0])
-    ticket = records.ticket(result["verdict"]["round"])
-    save(ticket, run.folder / "ticket.safetensors")
-    save(records.early(run.recipe.pruning.rounds), run.folder / "model.safetensors", format="compact")
-    last = run.recipe.pruning.rounds
-    pictured = sorted({0, last // 3, 2 * last // 3, result["verdict"]["round"]})
-    masks = {number: _arrays(records.ticket(number)) for number in pictured}
-    write_report(result, run.folder / "report.html", masks=masks, input_shape=task.input_shape)
-    write_json(before, result)
-    return result
-
-
-def _arrays(ticket: Ticket) -> dict[str, NDArray[np.bool_]]:
-    return {name: mask.numpy() for name, mask in ticket.masks.items()}
-
-
-def plan_recipe(recipe: Recipe, density: float) -> Plan:
-    """The plan of a recipe's model at a density, with the recipe's allocation, at its batch size."""
-    trainer = make_trainer(recipe, recipe.seeds[0])
-    spec = recipe.pruning
-    allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
-    masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
-    return plan(trainer.model, masks, trainer.sample(), recipe.backend)

@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from sparseflow.runs import Plans, Run, run_seed, worker_threads
+from sparseflow.replay import Plans
+from sparseflow.runs import Run, run_seed, worker_threads
 from sparseflow.training.trainer import Listener, Stopped
 
 # Exit status of a worker that a signal stopped, with what it reached saved (sysexits.h: EX_TEMPFAIL).

@@ -23,7 +23,8 @@ from sparseflow.data import fashion
 from sparseflow.data.idx import IdxFile
 from sparseflow.files import Ticket
 from sparseflow.recipes import load_recipe
-from sparseflow.runs import Run, check, load_run, open_run, read_plans, run_seed
+from sparseflow.replay import read_plans
+from sparseflow.runs import Run, check, load_run, open_run, run_seed
 from sparseflow.workers import run_all
 
 SHORT = {

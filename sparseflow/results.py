@@ -1,0 +1,99 @@
+"""What a finished run comes to: result.json, the verdict, the report, the ticket and the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import sparseflow
+from sparseflow.files import Ticket, save
+from sparseflow.recipes import Recipe
+from sparseflow.report import write_report
+from sparseflow.runs import Run, Task, metrics_of, worker_threads
+from sparseflow.training.records import write_json
+from sparseflow.training.verdict import ARMS, verdict
+
+
+def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
+    """Writes result, report, ticket and model of a finished run; returns the result."""
+    before = run.folder / "result.json"
+    spent = json.loads(before.read_text())["seconds"] if before.exists() else 0.0
+    result = collect(run, task, spent + time.monotonic() - started)
+    records = run.records(run.recipe.seeds[0])
+    ticket = records.ticket(result["verdict"]["round"])
+    save(ticket, run.folder / "ticket.safetensors")
+    save(records.early(run.recipe.pruning.rounds), run.folder / "model.safetensors", format="compact")
+    last = run.recipe.pruning.rounds
+    pictured = sorted({0, last // 3, 2 * last // 3, result["verdict"]["round"]})
+    masks = {number: _arrays(records.ticket(number)) for number in pictured}
+    write_report(result, run.folder / "report.html", masks=masks, input_shape=task.input_shape)
+    write_json(before, result)
+    return result
+
+
+def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
+    """result.json of a finished run: everything its seeds recorded, and the verdict."""
+    recipe = run.recipe
+    rounds: list[dict[str, Any]] = []
+    controls: list[dict[str, Any]] = []
+    plans: dict[str, Any] = {}
+    for seed in recipe.seeds:
+        records = run.records(seed)
+        for number in range(recipe.pruning.rounds + 1):
+            rounds.append({"seed": seed, **metrics_of(records.metrics(number))})
+        for number in recipe.controls.rounds:
+            for kind in recipe.controls.kinds:
+                controls.append({"seed": seed, **metrics_of(records.metrics(number, kind))})
+        numbered = [records.plan(number) for number in range(recipe.pruning.rounds + 1)]
+        plans[str(seed)] = [None if one is None else one.to_json() for one in numbered]
+    verdicts = [_verdict(run, number) for number in recipe.controls.rounds or [recipe.pruning.rounds]]
+    return {
+        "sparseflow": sparseflow.__version__,
+        "name": recipe.name,
+        "task": task.kind,
+        "recipe": recipe.model_dump(mode="json"),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "machine": _machine(recipe),
+        "seeds": recipe.seeds,
+        "seconds": seconds,
+        "replanned": (run.folder / "checkpoints.replanned.json").exists(),
+        "plan": plans,
+        "rounds": rounds,
+        "controls": controls,
+        "verdict": verdicts[-1],
+        "verdicts": verdicts,
+    }
+
+
+def _verdict(run: Run, number: int) -> dict[str, Any]:
+    arms = {}
+    for arm in ARMS:
+        kind, at = {"ticket": ("round", number), "dense": ("round", 0)}.get(arm, (arm, number))
+        every = [run.records(seed) for seed in run.recipe.seeds]
+        if all(records.metrics(at, kind) is not None for records in every):
+            arms[arm] = [records.scores(at, kind) for records in every]
+    density = metrics_of(run.records(run.recipe.seeds[0]).metrics(number))["density"]
+    return {"round": number, "density": density, **verdict(arms).to_json()}
+
+
+def _machine(recipe: Recipe) -> dict[str, Any]:
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "workers": recipe.workers,
+        "threads": worker_threads(recipe),
+    }
+
+
+def _arrays(ticket: Ticket) -> dict[str, NDArray[np.bool_]]:
+    return {name: mask.numpy() for name, mask in ticket.masks.items()}
