@@ -7,9 +7,7 @@ numbers that dropout draws. So rewinding to step k is starting at k, and a resum
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from statistics import median
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,42 +15,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseflow.data import Data
-from sparseflow.hardware.model import logical_numel, param_groups
-from sparseflow.hardware.optimizers import check_optimizer
-from sparseflow.training.evaluation import Evaluation, Loss, cross_entropy, evaluate
+from sparseflow.training.evaluation import Loss, cross_entropy
 from sparseflow.training.order import Order
-from sparseflow.training.progress import Progress, optimizer_state, restore_optimizer
+from sparseflow.training.progress import Progress
 from sparseflow.training.schedules import Schedule, constant
 from sparseflow.training.seeds import build_seeded, derive
+from sparseflow.training.steps import Stopped as Stopped
+from sparseflow.training.steps import Trained as Trained
+from sparseflow.training.steps import Training
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 # What happens during training, as plain data: {"event": "step", "step": 100, "loss": 0.3, ...}.
 Listener = Callable[[dict[str, Any]], None]
-
-
-class Stopped(Exception):
-    """Training ended before its last step because it was asked to; what it reached is saved."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}")
-        self.step = step
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one training gave. `test` was measured at the early-stop step, the one of least validation loss."""
-
-    steps: int
-    early_stop_step: int
-    validation_loss: float
-    test: Evaluation
-    test_at_end: Evaluation
-    # Seconds of the steps alone, of one step (median over stretches), and with all evaluations.
-    step_seconds: float
-    seconds: float
-    # How many numbers are trained, over those of the dense network: gradients and optimizer state shrink alike.
-    state_ratio: float
-    early_state: dict[str, Tensor] = field(repr=False)
 
 
 class Trainer:
@@ -159,7 +133,7 @@ class Trainer:
         """
         if not 0 <= start < self.steps:
             raise ValueError(f"start: expected a step in [0, {self.steps}), got {start}")
-        run = _Run(self, model, start, schedule or self.schedule, progress)
+        run = Training(self, model, start, schedule or self.schedule, progress)
         began = time.perf_counter()
         for step in run.remaining():
             if at_step and step in at_step:
@@ -171,154 +145,4 @@ class Trainer:
 
     def stepper(self, model: nn.Module) -> Callable[[int], None]:
         """A function that does the optimizer step of a number, nothing else: for benchmarks of the step itself."""
-        return _Run(self, model, 0, self.schedule, None).step
-
-
-class _Run:
-    """One call of `Trainer.train`."""
-
-    def __init__(
-        self, trainer: Trainer, model: nn.Module, start: int, schedule: Schedule, progress: Progress | None
-    ) -> None:
-        self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
-        # `first` is where the training began, `start` where this call of it does, after a resume.
-        self.first = self.start = start
-        self.accelerator = trainer.accelerator
-        decay = trainer.weight_decay
-        optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
-        check_optimizer(optimizer, model)
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.bare = optimizer
-        self.prepared, scaled = self.accelerator.prepare(model, optimizer)
-        # accelerate's wrapper looks for other packages on the disk at each step; it is needed only to scale losses.
-        self.optimizer = optimizer if self.accelerator.scaler is None else scaled
-        self.noise = derive(trainer.seed, "noise")
-        self.best_loss, self.best_step = float("inf"), start
-        self.best_state: dict[str, Tensor] = {}
-        self.stretches: list[float] = []
-        self.clock = 0.0
-        self.last_loss: Tensor | None = None
-        if progress is not None and progress.saved is not None:
-            self._restore(progress)
-
-    def remaining(self) -> Iterator[int]:
-        """The steps still to do, with evaluations and stops between them."""
-        trainer = self.trainer
-        self.prepared.train()
-        stretch, self.clock = self.start, time.perf_counter()
-        for step in range(self.start, trainer.steps):
-            yield step
-            done = step + 1
-            stop = trainer.should_stop() and done < trainer.steps
-            if done % trainer.evaluate_every == 0 or done == trainer.steps or stop:
-                if trainer.device.type == "cuda":
-                    # A step returns before the GPU has done it.
-                    torch.cuda.synchronize(trainer.device)
-                self.stretches.append((time.perf_counter() - self.clock) / (done - stretch))
-                if not stop or done % trainer.evaluate_every == 0:
-                    self._validate(done)
-                self._keep(done, stop)
-                stretch, self.clock = done, time.perf_counter()
-
-    def step(self, step: int) -> None:
-        """One optimizer step."""
-        trainer, accelerator = self.trainer, self.accelerator
-        factor = self.schedule(step)
-        for group, rate in zip(self.bare.param_groups, self.rates):
-            group["lr"] = rate * factor
-        _seed(self.noise + step, trainer.device)
-        indices = trainer.order.indices(step)
-        for part in indices.chunk(trainer.accumulate) if trainer.accumulate > 1 else (indices,):
-            x, y = trainer.data.train.batch(part)
-            x, y = x.to(trainer.device, non_blocking=True), y.to(trainer.device, non_blocking=True)
-            loss = trainer.loss(self.prepared(x), y)
-            accelerator.backward(loss / trainer.accumulate if trainer.accumulate > 1 else loss)
-            self.last_loss = loss.detach()
-        if trainer.clip is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), trainer.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def finish(self, began: float) -> Trained:
-        """Measures on the test split, at early stop and at the end."""
-        trainer = self.trainer
-        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        at_end = self._test()
-        # The tensors themselves: a state dict has nothing at pruned places, and would hide what the proof looks for.
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        last = [tensor.detach().clone() for tensor in tensors]
-        self.model.load_state_dict(self.best_state)
-        at_best = self._test() if self.best_step != trainer.steps else at_end
-        with torch.no_grad():
-            for tensor, value in zip(tensors, last):
-                tensor.copy_(value)
-        self.model.zero_grad()
-        if self.progress is not None:
-            self.progress.clear()
-        return Trained(
-            steps=trainer.steps - self.first,
-            early_stop_step=self.best_step,
-            validation_loss=self.best_loss,
-            test=at_best,
-            test_at_end=at_end,
-            step_seconds=median(self.stretches) if self.stretches else float("nan"),
-            seconds=time.perf_counter() - began,
-            state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
-            early_state=self.best_state,
-        )
-
-    def _test(self) -> Evaluation:
-        return evaluate(self.model, self.trainer.data.test, loss=self.trainer.loss, device=self.trainer.device)
-
-    def _validate(self, done: int) -> None:
-        trainer = self.trainer
-        loss = float("nan") if self.last_loss is None else float(self.last_loss)
-        split = trainer.data.validation
-        found = evaluate(self.prepared, split, loss=trainer.loss, device=trainer.device)
-        if not torch.isfinite(torch.tensor([loss, found.loss])).all():
-            raise FloatingPointError(
-                f"the loss is not finite at step {done} (training {loss}, validation {found.loss}); nothing of it "
-                "was saved. Lower the learning rate, clip the gradient, or warm up longer"
-            )
-        if found.loss < self.best_loss:
-            self.best_loss, self.best_step = found.loss, done
-            self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
-        trainer.listener(
-            {
-                "event": "step",
-                "step": done,
-                "steps": trainer.steps,
-                "loss": loss,
-                "validation_loss": found.loss,
-                "validation_accuracy": found.accuracy,
-                "step_seconds": self.stretches[-1],
-            }
-        )
-
-    def _keep(self, done: int, stop: bool) -> None:
-        if self.progress is not None and done < self.trainer.steps and (stop or self.progress.due()):
-            # JSON has no infinity: before the first evaluation there is no best loss.
-            best_loss = self.best_loss if self.best_state else None
-            state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
-            self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
-        if stop:
-            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-            self.accelerator.free_memory()
-            raise Stopped(done)
-
-    def _restore(self, progress: Progress) -> None:
-        saved = progress.saved
-        assert saved is not None
-        self.model.load_state_dict(saved.model)
-        restore_optimizer(self.model, self.bare, saved.optimizer)
-        self.start = int(saved.state["step"])
-        if saved.best:
-            self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
-            self.best_state = saved.best
-
-
-def _seed(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
+        return Training(self, model, 0, self.schedule, None).step
