@@ -110,7 +110,10 @@ class Training:
         if trainer.clip is not None:
             accelerator.clip_grad_norm_(self.model.parameters(), trainer.clip)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        # What zero_grad does, without its bookkeeping, which costs a fiftieth of a small step.
+        for group in self.bare.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def finish(self, began: float) -> Trained:
         """Measures on the test split, at early stop and at the end."""
