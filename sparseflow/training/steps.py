@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -69,7 +70,6 @@ class Training:
         self.best_loss, self.best_step = float("inf"), start
         self.best_state: dict[str, Tensor] = {}
         self.stretches: list[float] = []
-        self.clock = 0.0
         self.last_loss: Tensor | None = None
         if progress is not None and progress.saved is not None:
             self._restore(progress)
@@ -78,7 +78,7 @@ class Training:
         """The steps still to do, with evaluations and stops between them."""
         trainer = self.trainer
         self.prepared.train()
-        stretch, self.clock = self.start, time.perf_counter()
+        stretch, clock = self.start, time.perf_counter()
         for step in range(self.start, trainer.steps):
             yield step
             done = step + 1
@@ -87,11 +87,11 @@ class Training:
                 if trainer.device.type == "cuda":
                     # A step returns before the GPU has done it.
                     torch.cuda.synchronize(trainer.device)
-                self.stretches.append((time.perf_counter() - self.clock) / (done - stretch))
+                self.stretches.append((time.perf_counter() - clock) / (done - stretch))
                 if not stop or done % trainer.evaluate_every == 0:
                     self._validate(done)
                 self._keep(done, stop)
-                stretch, self.clock = done, time.perf_counter()
+                stretch, clock = done, time.perf_counter()
 
     def step(self, step: int) -> None:
         """One optimizer step."""
@@ -118,8 +118,7 @@ class Training:
     def finish(self, began: float) -> Trained:
         """Measures on the test split, at early stop and at the end."""
         trainer = self.trainer
-        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
+        self._release()
         at_end = self._test()
         # The tensors themselves: a state dict has nothing at pruned places, and would hide what the proof looks for.
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -144,6 +143,11 @@ class Training:
             early_state=self.best_state,
         )
 
+    def _release(self) -> None:
+        # The accelerator lets go of the model, which takes its own forward back.
+        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+
     def _test(self) -> Evaluation:
         return evaluate(self.model, self.trainer.data.test, loss=self.trainer.loss, device=self.trainer.device)
 
@@ -152,7 +156,7 @@ class Training:
         loss = float("nan") if self.last_loss is None else float(self.last_loss)
         split = trainer.data.validation
         found = evaluate(self.prepared, split, loss=trainer.loss, device=trainer.device)
-        if not torch.isfinite(torch.tensor([loss, found.loss])).all():
+        if not (math.isfinite(loss) and math.isfinite(found.loss)):
             raise FloatingPointError(
                 f"the loss is not finite at step {done} (training {loss}, validation {found.loss}); nothing of it "
                 "was saved. Lower the learning rate, clip the gradient, or warm up longer"
@@ -179,8 +183,7 @@ class Training:
             state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
             self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
         if stop:
-            self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-            self.accelerator.free_memory()
+            self._release()
             raise Stopped(done)
 
     def _restore(self, progress: Progress) -> None:
