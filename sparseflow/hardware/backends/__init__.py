@@ -20,6 +20,7 @@ __all__ = ["Backend", "Cost", "SparseOp", "available", "get"]
 GROUP = "sparseflow.backends"
 
 _OURS = {
+    "cpu": "sparseflow.hardware.backends.cpu:Cpu",
     "dense": "sparseflow.hardware.backends.dense:Dense",
     "dense-compact": "sparseflow.hardware.backends.dense:DenseCompact",
 }

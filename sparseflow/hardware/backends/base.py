@@ -74,6 +74,30 @@ class SparseOp(Protocol):
 
 
 @runtime_checkable
+class FusedOp(SparseOp, Protocol):
+    """An op that also does bias gradient and ReLU inside its kernels, and can give its output feature-major.
+
+    A feature-major tensor has the batch contiguous: (B, O) with stride(0) == 1, or (B, O, H, W) stored as CHWN.
+    Layers call these two instead of `forward` and `backward` where an op has them; a backend need not.
+    """
+
+    def forward_fused(
+        self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool
+    ) -> Tensor:
+        """`forward`, then max(0, y) if `relu`; feature-major if asked for, else contiguous."""
+        ...
+
+    def backward_fused(
+        self, dy: Tensor, x: Tensor, y: Tensor | None, values: Tensor, need_dx: bool, need_dbias: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """(dx, dvalues, dbias), None where not needed. `y` is the forward's output if it did a ReLU, else None.
+
+        dx is feature-major where x is.
+        """
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """New hardware: one object with these five members, named by an entry point in `sparseflow.backends`."""
 

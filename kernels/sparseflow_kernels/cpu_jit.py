@@ -1,0 +1,160 @@
+"""Compiles modules into functions of this process, and runs them on torch's own OpenMP threads.
+
+A kernel is a function (arguments, thread, threads): the address of an int64 array, and which share of the work to
+do. `Kernel` starts it once on each thread. One pool serves torch and us: two would fight over the cores.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+from llvmlite import binding, ir
+
+from sparseflow_kernels.cpu_ir import Code, Int, Module
+from sparseflow_kernels.cpu_target import Target, host
+
+PARAMETERS = ["arguments", "thread", "threads"]
+
+
+class Kernel:
+    """A compiled kernel. `kernel(threads, *arguments)`: addresses and integers, as many as it was written for."""
+
+    def __init__(self, module: Module, name: str, arguments: int) -> None:
+        entry = _write_entry(module, name)
+        self._engine = _compile(module)
+        self.address = self._engine.get_function_address(entry)
+        self._enter = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self.address)
+        self._block = ctypes.c_int64 * arguments
+
+    def __call__(self, threads: int, *arguments: int) -> None:
+        self._enter(self._block(*arguments), threads)
+
+
+def kernel(
+    target: Target,
+    arguments: int,
+    write: Callable[[Code, list[Int], Int, Int], None],
+    declare: Callable[[Module], None] | None = None,
+) -> Kernel:
+    """Compiles what `write(code, arguments, thread, threads)` writes; `declare` adds the functions that it calls."""
+    module = Module(target)
+    if declare is not None:
+        declare(module)
+    code = module.function("work", PARAMETERS)
+    block, thread, threads = code.arguments
+    write(code, [code.load_int(block, i) for i in range(arguments)], thread, threads)
+    code.finish()
+    return Kernel(module, "work", arguments)
+
+
+class Library:
+    """Compiled functions that kernels of the same target call: they are written and compiled once a process."""
+
+    def __init__(self, module: Module, parameters: dict[str, int]) -> None:
+        self._engine = _compile(module)
+        self.functions = {name: (self._engine.get_function_address(name), n) for name, n in parameters.items()}
+
+
+def link(module: Module, library: Library, name: str) -> str:
+    """Makes a library's function callable in a module; returns its name there."""
+    address, parameters = library.functions[name]
+    symbol = f"sparseflow_{name}_{address:x}"
+    if symbol not in module.functions:
+        binding.add_symbol(symbol, address)
+        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * parameters)
+        module.functions[symbol] = ir.Function(module.ir, kind, symbol)
+    return symbol
+
+
+def barrier(code: Code, threads: Int) -> None:
+    """All threads of the kernel wait here for each other."""
+    if gomp() is None:
+        return
+    with code.when(threads >= 2):
+        _call(code, "GOMP_barrier", ir.VoidType(), [], [])
+
+
+@functools.cache
+def gomp() -> ctypes.CDLL | None:
+    """The OpenMP library that torch has loaded, if it is GNU's; None: kernels run on one thread."""
+    import torch  # noqa: F401  (loads it)
+
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
+    return ctypes.CDLL(min(paths)) if len(paths) == 1 else None
+
+
+def _write_entry(module: Module, name: str) -> str:
+    """enter(arguments, threads): the kernel on a team of that many, or right here for one."""
+    if gomp() is not None:
+        task = module.function("task", ["arguments"], inner=True)
+        number = ir.IntType(32)
+        thread = _call(task, "omp_get_thread_num", number, [], [])
+        threads = _call(task, "omp_get_num_threads", number, [], [])
+        wide = [Int(task, task.builder.sext(value, ir.IntType(64))) for value in (thread, threads)]
+        task.call(name, task.arguments[0], *wide)
+        task.finish()
+    code = module.function("enter", ["arguments", "threads"])
+    arguments, threads = code.arguments
+    if gomp() is None:
+        code.call(name, arguments, 0, 1)
+        code.finish()
+        return "enter"
+    with code.choice(threads < 2) as (alone, together):
+        with alone:
+            code.call(name, arguments, 0, 1)
+        with together:
+            team = code.builder.trunc(threads.value, ir.IntType(32))
+            pointer = ir.PointerType()
+            data = code.builder.inttoptr(arguments.value, pointer)
+            kinds = [pointer, pointer, ir.IntType(32), ir.IntType(32)]
+            zero = ir.Constant(ir.IntType(32), 0)
+            _call(code, "GOMP_parallel", ir.VoidType(), kinds, [module.functions["task"], data, team, zero])
+    code.finish()
+    return "enter"
+
+
+def _call(code: Code, name: str, result: ir.Type, kinds: list[ir.Type], values: list[ir.Value]) -> ir.Value:
+    """Calls a function of the OpenMP library."""
+    known = code.module.functions
+    if name not in known:
+        binding.add_symbol(name, ctypes.cast(getattr(gomp(), name), ctypes.c_void_p).value)
+        known[name] = ir.Function(code.module.ir, ir.FunctionType(result, kinds), name)
+    return code.builder.call(known[name], values)
+
+
+def _compile(module: Module) -> binding.ExecutionEngine:
+    _initialize()
+    parsed = binding.parse_assembly(str(module.ir))
+    parsed.verify()
+    machine = _machine(module.target)
+    options = binding.create_pipeline_tuning_options(speed_level=2)
+    # All loops are written as wide as they are meant to be.
+    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
+    builder = binding.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(parsed, builder)
+    # MCJIT takes the machine with it.
+    engine = binding.create_mcjit_compiler(parsed, _machine(module.target))
+    engine.finalize_object()
+    return engine
+
+
+def _machine(target: Target) -> binding.TargetMachine:
+    triple = binding.Target.from_default_triple()
+    return triple.create_target_machine(cpu=target.cpu, features=target.features, opt=2)
+
+
+@functools.cache
+def _initialize() -> None:
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+
+
+def default_target() -> Target:
+    """The target that kernels are compiled for unless another is named."""
+    return host()

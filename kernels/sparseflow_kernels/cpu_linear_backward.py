@@ -1,0 +1,214 @@
+"""The backward kernel of sparse linear layers: dX, dW and the bias gradient from one pass over dY.
+
+It walks the columns of the weight: x[c] and dx[c] stay in registers while every row of dY that is loaded feeds two
+multiply-adds. Each thread owns columns, so that nothing is reduced between threads.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Generic, NamedTuple, TypeVar
+
+from llvmlite import ir
+
+from sparseflow_kernels.cpu_copies import Matrix, pack, unpack
+from sparseflow_kernels.cpu_ir import Code, Int, Module, Storage
+from sparseflow_kernels.cpu_jit import Kernel, barrier, kernel
+from sparseflow_kernels.cpu_target import Target
+from sparseflow_kernels.cpu_tiles import (
+    VECTORS,
+    Products,
+    balanced_share,
+    call_tile,
+    share,
+    sums_and_products,
+    tile_sizes,
+)
+
+T = TypeVar("T")
+
+
+class Backward(NamedTuple, Generic[T]):
+    """What the kernel is called with: addresses, strides and sizes in elements; g is dY and d is dX.
+
+    `y` is the output of the ReLU, where there was one: g counts where y is above 0.
+    `*_ready`: 1 where a matrix is feature-major float32, and may be gathered from or stored to where it is.
+    """
+
+    g: T
+    g_row: T
+    g_feature: T
+    g_ready: T
+    y: T
+    y_row: T
+    y_feature: T
+    x: T
+    x_row: T
+    x_feature: T
+    x_ready: T
+    d: T
+    d_row: T
+    d_feature: T
+    d_ready: T
+    weights: T
+    products: T
+    rows_of: T
+    pointers: T
+    work: T
+    blocks: T
+    bias_sums: T
+    rows: T
+    inputs: T
+    outputs: T
+    g_tile: T
+    x_tile: T
+    d_tile: T
+
+
+class _Columns(NamedTuple, Generic[T]):
+    """What the columns of the weight are multiplied with: one tile."""
+
+    g: T
+    stride: T
+    x: T
+    x_stride: T
+    d: T
+    d_stride: T
+    partial: T
+    rows_of: T
+    weights: T
+    products: T
+    pointers: T
+    blocks: T
+    inputs: T
+    rows: T
+    first: T
+    last: T
+    later: T
+
+
+@functools.cache
+def backward_kernel(target: Target, rows: int, storage: Storage, need_dx: bool, relu: bool) -> Kernel:
+    """The kernel for batches of the class of `rows` (see `batch_class`); called with a `Backward`."""
+    sizes = tile_sizes(target, rows)
+    declare = functools.partial(_declare, sizes=sizes, need_dx=need_dx)
+    write = functools.partial(_write, storage, sizes, need_dx, relu)
+    return kernel(target, len(Backward._fields), write, declare)
+
+
+def _write(
+    storage: Storage,
+    sizes: set[int],
+    need_dx: bool,
+    relu: bool,
+    code: Code,
+    arguments: list[Int],
+    thread: Int,
+    threads: Int,
+) -> None:
+    a = Backward(*arguments)
+    width = VECTORS * code.lanes
+    g = Matrix(code, a.g, a.g_row, a.g_feature, storage)
+    x = Matrix(code, a.x, a.x_row, a.x_feature, storage)
+    d = Matrix(code, a.d, a.d_row, a.d_feature, storage)
+    positive = Matrix(code, a.y, a.y_row, a.y_feature, storage) if relu else None
+    first, last = balanced_share(code, a.work, a.inputs, thread, threads)
+    pack_first, pack_last = share(code, a.outputs, thread, threads, code.lanes)
+
+    def tile(row: Int) -> None:
+        rows = (a.rows - row).min(width)
+        later = row.min(1)
+        in_place = a.g_ready >= 1
+        # With g in place this copies nowhere: only its sums are wanted.
+        with code.when(a.g_ready.equals(0)):
+            pack(g, row, rows, pack_first, pack_last, a.g_tile, positive, (a.bias_sums, later))
+        with code.when(in_place):
+            _feature_sums(g, row, rows, pack_first, pack_last, (a.bias_sums, later))
+        with code.when(a.x_ready.equals(0)):
+            pack(x, row, rows, first, last, a.x_tile)
+        barrier(code, threads)
+        source = code.either(in_place, a.g + row * 4, a.g_tile)
+        stride = code.either(in_place, a.g_feature, width)
+        x_in_place, d_in_place = a.x_ready >= 1, a.d_ready >= 1
+        xs = code.either(x_in_place, a.x + row * 4, a.x_tile)
+        x_stride = code.either(x_in_place, a.x_feature, width)
+        target = code.either(d_in_place, a.d + row * 4, a.d_tile)
+        d_stride = code.either(d_in_place, a.d_feature, width)
+        places = [source, stride, xs, x_stride, target, d_stride, a.d_tile]
+        lists = [a.rows_of, a.weights, a.products, a.pointers, a.blocks, a.inputs]
+        call_tile(code, "columns", sizes, rows, [*places, *lists, rows, first, last, later])
+        if need_dx:
+            with code.when(a.d_ready.equals(0)):
+                unpack(a.d_tile, d, row, rows, first, last)
+        barrier(code, threads)
+
+    code.loop(0, a.rows, tile, step=width)
+
+
+def _feature_sums(g: Matrix, row: Int, rows: Int, first: Int, last: Int, target: tuple[Int, Int]) -> None:
+    """The sum of each feature over the tile's rows, of a feature-major matrix."""
+    code = g.code
+    array, accumulate = target
+
+    def feature(f: Int) -> None:
+        def vector(i: Int, total: ir.Value) -> list[ir.Value]:
+            return [code.add(total, g.load(row + i, f, code.first_lanes(rows - i)))]
+
+        (total,) = code.loop(0, rows, vector, [code.zeros()], step=code.lanes)
+        code.add_float(code.sum(total), array, f, accumulate >= 1)
+
+    with code.when(array >= 1):
+        code.loop(first, last, feature)
+
+
+def _declare(module: Module, sizes: set[int], need_dx: bool) -> None:
+    Products.declare(module)
+    for count in sizes:
+        code = module.function(f"columns{count}", _Columns._fields, inner=True)
+        _write_columns(code, _Columns(*code.arguments), count, need_dx)
+        code.finish()
+
+
+def _write_columns(code: Code, a: _Columns[Int], count: int, need_dx: bool) -> None:
+    """The columns [first, last) of the weight, on one tile of `count` vectors."""
+    lanes, width = code.lanes, VECTORS * code.lanes
+    places = [j * lanes for j in range(count)]
+    tail = code.first_lanes(a.rows - (count - 1) * lanes)
+    masks = [None] * (count - 1) + [tail]
+    nothing, buffer = code.buffer(1), code.buffer(lanes)
+    code.store(code.zeros(), nothing, 0)
+
+    def block(b: Int) -> None:
+        pointers = a.pointers + b * (a.inputs + 1) * 4
+        begins, ends = b.equals(0), (b + 1).equals(a.blocks)
+        before = code.either(begins, nothing, a.partial)
+        before_stride = code.either(begins, 0, width)
+        after = code.either(ends, a.d, a.partial)
+        after_stride = code.either(ends, a.d_stride, width)
+        products = Products(code, buffer, a.products, code.load_int32(pointers, a.first), a.later)
+
+        def column(c: Int) -> None:
+            x = [code.load(a.x, a.x_stride * c + place, mask=mask) for place, mask in zip(places, masks)]
+            start = [
+                code.load(before, before_stride * c + code.either(begins, 0, place)) for place in places if need_dx
+            ]
+            found = sums_and_products(
+                code,
+                a.g,
+                places,
+                a.rows_of,
+                a.weights,
+                code.load_int32(pointers, c),
+                code.load_int32(pointers, c + 1),
+                start,
+                a.stride,
+                x,
+                products,
+            )
+            for value, place, mask in zip(found, places, masks):
+                code.store(value, after, after_stride * c + place, mask=mask)
+
+        code.loop(a.first, a.last, column)
+        products.finish(code.load_int32(pointers, a.last))
+
+    code.loop(0, a.blocks, block)

@@ -1,0 +1,87 @@
+"""The op of a linear layer on the backend `cpu`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from sparseflow_kernels.cpu_linear import backward, forward
+from sparseflow_kernels.cpu_structure import Structure, structure
+from sparseflow_kernels.cpu_target import host
+
+
+def pack_linear(mask: Tensor, layout: str, forward_block: int, backward_block: int) -> LinearOp:
+    """The op of a bool (O, I) mask, its indices on the mask's device."""
+    op = LinearOp(layout, structure(mask.cpu(), forward_block, backward_block))
+    return op.with_tensors({name: tensor.to(mask.device) for name, tensor in op.tensors().items()})
+
+
+@dataclass(frozen=True, eq=False)
+class LinearOp:
+    """The op of a linear layer."""
+
+    layout: str
+    structure: Structure
+
+    @property
+    def nnz(self) -> int:
+        return self.structure.nnz
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def pack_values(self, weight: Tensor) -> Tensor:
+        return weight.reshape(-1).index_select(0, self._positions())
+
+    def unpack_values(self, values: Tensor) -> Tensor:
+        shape = (self.structure.outputs, self.structure.inputs)
+        dense = values.new_zeros(shape[0] * shape[1])
+        return dense.scatter_(0, self._positions(), values).view(shape)
+
+    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
+        return self.forward_fused(x, values, bias, False, False)
+
+    def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
+        dx, dvalues, _ = self.backward_fused(dy, x, None, values, need_dx, False)
+        return dx, dvalues
+
+    def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
+        self._check(x, values)
+        return forward(x, values, bias, self.structure, relu, feature_major, host(), torch.get_num_threads())
+
+    def backward_fused(
+        self, dy: Tensor, x: Tensor, y: Tensor | None, values: Tensor, need_dx: bool, need_dbias: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        self._check(x, values)
+        if dy.shape != (x.shape[0], self.structure.outputs) or dy.dtype != x.dtype:
+            expected = (x.shape[0], self.structure.outputs)
+            raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
+        threads = torch.get_num_threads()
+        return backward(dy, x, y, values, self.structure, need_dx, need_dbias, host(), threads)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {field.name: getattr(self.structure, field.name) for field in fields(self.structure)}
+
+    def with_tensors(self, tensors: dict[str, Tensor]) -> LinearOp:
+        return replace(self, structure=replace(self.structure, **tensors))
+
+    def _check(self, x: Tensor, values: Tensor) -> None:
+        structure = self.structure
+        if x.dim() != 2 or x.shape[1] != structure.inputs:
+            raise ValueError(f"expected x of shape (rows, {structure.inputs}), got {tuple(x.shape)}")
+        if values.dim() != 1 or values.shape[0] != structure.nnz:
+            raise ValueError(f"expected {structure.nnz} values, got shape {tuple(values.shape)}")
+        if not (x.is_cpu and values.is_cpu and values.is_contiguous()):
+            raise ValueError(f"expected contiguous values and x on the CPU, got {values.device} and {x.device}")
+        if x.dtype not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"expected float32 or bfloat16, got {x.dtype}")
+
+    def _positions(self) -> Tensor:
+        """Of each value, in native order: its place in the flattened weight."""
+        structure = self.structure
+        counts = structure.column_pointers.diff(dim=1).flatten()
+        columns = torch.arange(structure.inputs, device=counts.device).repeat(structure.column_pointers.shape[0])
+        return structure.rows.long() * structure.inputs + columns.repeat_interleave(counts)
