@@ -10,20 +10,20 @@ import functools
 from llvmlite import ir
 
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import Library, link
+from sparseflow_kernels.cpu_jit import function
 from sparseflow_kernels.cpu_shuffle import transpose
 from sparseflow_kernels.cpu_target import Target
 from sparseflow_kernels.cpu_tiles import VECTORS
 
 _MATRIX = ["address", "row_stride", "feature_stride"]
-_PACK = [*_MATRIX, *("y_" + name for name in _MATRIX), "sums", "later", "row", "rows", "first", "last", "tile"]
-_UNPACK = ["tile", *_MATRIX, "row", "rows", "first", "last"]
+PACK = [*_MATRIX, *("y_" + name for name in _MATRIX), "sums", "later", "row", "rows", "first", "last", "tile"]
+UNPACK = ["tile", *_MATRIX, "row", "rows", "first", "last"]
 
 
 class Matrix:
     """A (rows, features) tensor of activations in memory."""
 
-    def __init__(self, code: Code, address: Int, row: Int, feature: Int, storage: Storage) -> None:
+    def __init__(self, code: Code, address: Int, row: Int, feature: Int, storage: Storage = "f32") -> None:
         self.code, self.address, self.row, self.feature, self.storage = code, address, row, feature, storage
 
     def place(self, row: Index, feature: Index) -> Int:
@@ -32,76 +32,48 @@ class Matrix:
     def load(self, row: Index, feature: Index, mask: ir.Value) -> ir.Value:
         return self.code.load(self.address, self.place(row, feature), self.storage, mask)
 
-    def raw(self) -> list[Int]:
-        return [self.address, self.row, self.feature]
 
+@functools.cache
+def pack_function(target: Target, storage: Storage) -> int:
+    """Address of pack(*`PACK`): copies features [first, last) of `rows` rows into a tile, with zeros behind them.
 
-def pack(
-    x: Matrix,
-    row: Int,
-    rows: Int,
-    first: Int,
-    last: Int,
-    tile: Int,
-    positive: Matrix | None = None,
-    row_sums: tuple[Int, Int] | None = None,
-) -> None:
-    """Copies features [first, last) of `rows` rows from `row` on into a tile, with zeros behind them.
-
-    `positive`: numbers are cleared where that matrix is not above 0. `row_sums`: an array to which each feature's
-    sum is written, or added where the integer beside it is not 0.
+    With a `y` numbers are cleared where that matrix is not above 0. With `sums`, an array, each feature's sum is
+    written there, or added where `later` is not 0.
     """
-    code = x.code
-    name = _link(code, x.storage, "pack" if positive is None else "pack_positive")
-    y = [code.int(0)] * 3 if positive is None else positive.raw()
-    sums, later = (code.int(0), code.int(0)) if row_sums is None else row_sums
-    code.call(name, *x.raw(), *y, sums, later, row, rows, first, last, tile)
-
-
-def unpack(tile: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
-    """Copies features [first, last) of a tile to `rows` rows of the matrix, from `row` on."""
-    y.code.call(_link(y.code, y.storage, "unpack"), tile, *y.raw(), row, rows, first, last)
-
-
-def _link(code: Code, storage: Storage, name: str) -> str:
-    return link(code.module, _library(code.module.target, storage), name)
+    module = Module(target)
+    code = module.function("pack", PACK)
+    address, row_stride, feature_stride, y_address, y_row_stride, y_feature_stride, *rest = code.arguments
+    x = Matrix(code, address, row_stride, feature_stride, storage)
+    y = Matrix(code, y_address, y_row_stride, y_feature_stride, storage)
+    with code.choice(y_address.equals(0)) as (plain, rectified):
+        for branch, condition in ((plain, None), (rectified, y)):
+            with branch, code.choice(row_stride.equals(1)) as (feature_major, row_major):
+                with feature_major:
+                    _pack_features(x, condition, *rest)
+                with row_major:
+                    _pack_rows(x, condition, *rest)
+    code.finish()
+    return function(module, "pack")
 
 
 @functools.cache
-def _library(target: Target, storage: Storage) -> Library:
+def unpack_function(target: Target, storage: Storage) -> int:
+    """Address of unpack(*`UNPACK`): copies features [first, last) of a tile to `rows` rows of the matrix."""
     module = Module(target)
-    _write_pack(module.function("pack", _PACK), storage, False)
-    _write_pack(module.function("pack_positive", _PACK), storage, True)
-    _write_unpack(module.function("unpack", _UNPACK), storage)
-    return Library(module, {"pack": len(_PACK), "pack_positive": len(_PACK), "unpack": len(_UNPACK)})
-
-
-def _write_pack(code: Code, storage: Storage, masked: bool) -> None:
-    a = dict(zip(_PACK, code.arguments))
-    x = Matrix(code, a["address"], a["row_stride"], a["feature_stride"], storage)
-    y = Matrix(code, a["y_address"], a["y_row_stride"], a["y_feature_stride"], storage) if masked else None
-    where = (a["row"], a["rows"], a["first"], a["last"], a["tile"])
-    with code.choice(x.row.equals(1)) as (feature_major, row_major):
-        with feature_major:
-            _pack_features(x, *where, y, a["sums"], a["later"])
-        with row_major:
-            _pack_rows(x, *where, y, a["sums"], a["later"])
-    code.finish()
-
-
-def _write_unpack(code: Code, storage: Storage) -> None:
-    tile, address, row_stride, feature_stride, row, rows, first, last = code.arguments
+    code = module.function("unpack", UNPACK)
+    tile, address, row_stride, feature_stride, *rest = code.arguments
     y = Matrix(code, address, row_stride, feature_stride, storage)
-    with code.choice(y.row.equals(1)) as (feature_major, row_major):
+    with code.choice(row_stride.equals(1)) as (feature_major, row_major):
         with feature_major:
-            _unpack_features(tile, y, row, rows, first, last)
+            _unpack_features(tile, y, *rest)
         with row_major:
-            _unpack_rows(tile, y, row, rows, first, last)
+            _unpack_rows(tile, y, *rest)
     code.finish()
+    return function(module, "unpack")
 
 
 def _pack_features(
-    x: Matrix, row: Int, rows: Int, first: Int, last: Int, tile: Int, y: Matrix | None, sums: Int, later: Int
+    x: Matrix, y: Matrix | None, sums: Int, later: Int, row: Int, rows: Int, first: Int, last: Int, tile: Int
 ) -> None:
     code, lanes = x.code, x.code.lanes
 
@@ -122,7 +94,7 @@ def _pack_features(
 
 
 def _pack_rows(
-    x: Matrix, row: Int, rows: Int, first: Int, last: Int, tile: Int, y: Matrix | None, sums: Int, later: Int
+    x: Matrix, y: Matrix | None, sums: Int, later: Int, row: Int, rows: Int, first: Int, last: Int, tile: Int
 ) -> None:
     code, lanes = x.code, x.code.lanes
 

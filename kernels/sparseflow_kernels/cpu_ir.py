@@ -88,6 +88,15 @@ class Int:
         return Int(self.code, self.code.builder.select(self < other, self.value, self.code.raw(other)))
 
 
+class _Callee:
+    """An address with a function's type, which llvmlite wants to see beside it."""
+
+    def __init__(self, pointer: ir.Value, function_type: ir.FunctionType) -> None:
+        self.type, self.function_type = pointer.type, function_type
+        self.calling_convention = ""
+        self.get_reference = pointer.get_reference
+
+
 class Code:
     """One function while it is written."""
 
@@ -199,6 +208,11 @@ class Code:
     def call(self, name: str, *arguments: Index) -> None:
         """Calls a function of this module."""
         self.builder.call(self.module.functions[name], [self.raw(value) for value in arguments])
+
+    def call_address(self, function: Int, *arguments: Index) -> None:
+        """Calls the function at an address: one that takes so many integers and gives nothing back."""
+        callee = _Callee(self._pointer(function), ir.FunctionType(ir.VoidType(), [_i64] * len(arguments)))
+        self.builder.call(callee, [self.raw(value) for value in arguments])
 
     def finish(self) -> None:
         self.builder.ret_void()

@@ -1,158 +1,248 @@
 """Sparse linear layers on the CPU: tensors in, tensors out, one kernel call each way.
 
-Activations are float32 or bfloat16 (`Storage`), row-major or feature-major (stride(0) == 1); the arithmetic is float32.
+Activations are float32 or bfloat16, row-major or feature-major (stride(0) == 1); the arithmetic is float32.
 
 Shapes: B rows, I in, O out, Z kept weights.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.cpu_copies import pack_function, unpack_function
 from sparseflow_kernels.cpu_ir import Storage
-from sparseflow_kernels.cpu_linear_backward import Backward, backward_kernel
-from sparseflow_kernels.cpu_linear_forward import Forward, forward_kernel
+from sparseflow_kernels.cpu_jit import Prepared
+from sparseflow_kernels.cpu_linear_backward import Backward, backward_kernel, columns_function
+from sparseflow_kernels.cpu_linear_forward import Forward, forward_kernel, rows_function
 from sparseflow_kernels.cpu_scratch import scratch
 from sparseflow_kernels.cpu_structure import Structure
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import batch_class, tile_rows
+from sparseflow_kernels.cpu_tiles import VECTORS, last_tile, tile_rows
 
 STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 200_000
 
-
-def forward(
-    x_BI: Tensor,
-    values_Z: Tensor,
-    bias_O: Tensor | None,
-    structure: Structure,
-    relu: bool,
-    feature_major: bool,
-    target: Target,
-    threads: int,
-) -> Tensor:
-    """relu(x Wᵀ + b), (B, O), of x's dtype: feature-major if asked for, else contiguous."""
-    rows, inputs = x_BI.shape
-    outputs = structure.outputs
-    x = readable(x_BI)
-    shape = (outputs, rows) if feature_major else (rows, outputs)
-    y = torch.empty(shape, dtype=x.dtype)
-    y_BO = y.t() if feature_major else y
-    if rows == 0:
-        return y_BO
-    bias = None if bias_O is None else bias_O.float()
-    weights = values_Z.float()
-    width = tile_rows(target)
-    call = forward_kernel(target, batch_class(target, rows), STORAGE[x.dtype])
-    call(
-        threads if structure.nnz * rows > _ALONE else 1,
-        *Forward(
-            x=x.data_ptr(),
-            x_row=x.stride(0),
-            x_feature=x.stride(1),
-            x_ready=_gatherable(x, target),
-            y=y.data_ptr(),
-            y_row=y_BO.stride(0),
-            y_feature=y_BO.stride(1),
-            y_ready=feature_major and y.dtype == torch.float32,
-            weights=weights.data_ptr(),
-            order=structure.order.data_ptr(),
-            columns=structure.columns.data_ptr(),
-            pointers=structure.row_pointers.data_ptr(),
-            work=structure.row_work.data_ptr(),
-            blocks=structure.row_pointers.shape[0],
-            bias=0 if bias is None else bias.data_ptr(),
-            relu=relu,
-            rows=rows,
-            inputs=inputs,
-            outputs=outputs,
-            x_tile=scratch("x", inputs * width),
-            y_tile=scratch("y", outputs * width),
-            gathered=scratch("weights", structure.nnz),
-        ),
-    )
-    return y_BO
+_FORWARD = {name: number for number, name in enumerate(Forward._fields)}
+_BACKWARD = {name: number for number, name in enumerate(Backward._fields)}
 
 
-def backward(
-    dy_BO: Tensor,
-    x_BI: Tensor,
-    y_BO: Tensor | None,
-    values_Z: Tensor,
-    structure: Structure,
-    need_dx: bool,
-    need_dbias: bool,
-    target: Target,
-    threads: int,
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """(dx (B, I), dvalues (Z,), dbias (O,)), None where not needed; dx is feature-major where x is.
+class _Call(NamedTuple):
+    """What is the same in all calls with tensors of equal shapes and strides."""
 
-    `y_BO` is the forward's output if it did a ReLU, else None.
-    """
-    rows, inputs = x_BI.shape
-    outputs = structure.outputs
-    dy, x = readable(dy_BO), readable(x_BI)
-    dvalues = torch.empty(values_Z.shape, dtype=torch.float32)
-    dbias = torch.empty(outputs) if need_dbias else None
-    feature_major = _is_feature_major(x)
-    d = dx = None
-    if need_dx:
-        d = torch.empty((inputs, rows) if feature_major else (rows, inputs), dtype=x.dtype)
-        dx = d.t() if feature_major else d
-    if rows == 0:
-        return dx, dvalues.zero_().to(values_Z.dtype), None if dbias is None else dbias.zero_().to(dy.dtype)
-    # Both must be walked alike.
-    y = (
-        None
-        if y_BO is None
-        else readable(y_BO if _is_feature_major(dy) == _is_feature_major(y_BO) else _like(y_BO, dy))
-    )
-    weights = values_Z.float()
-    width = tile_rows(target)
-    in_place = feature_major and x.dtype == torch.float32
-    call = backward_kernel(target, batch_class(target, rows), STORAGE[x.dtype], need_dx, y is not None)
-    call(
-        threads if structure.nnz * rows > _ALONE else 1,
-        *Backward(
-            g=dy.data_ptr(),
-            g_row=dy.stride(0),
-            g_feature=dy.stride(1),
-            g_ready=y is None and _gatherable(dy, target),
-            y=0 if y is None else y.data_ptr(),
-            y_row=0 if y is None else y.stride(0),
-            y_feature=0 if y is None else y.stride(1),
-            x=x.data_ptr(),
-            x_row=x.stride(0),
-            x_feature=x.stride(1),
-            x_ready=in_place,
-            d=0 if d is None else d.data_ptr(),
-            d_row=0 if dx is None else dx.stride(0),
-            d_feature=0 if dx is None else dx.stride(1),
-            d_ready=in_place,
-            weights=weights.data_ptr(),
-            products=dvalues.data_ptr(),
-            rows_of=structure.rows.data_ptr(),
-            pointers=structure.column_pointers.data_ptr(),
-            work=structure.column_work.data_ptr(),
-            blocks=structure.column_pointers.shape[0],
-            bias_sums=0 if dbias is None else dbias.data_ptr(),
-            rows=rows,
-            inputs=inputs,
-            outputs=outputs,
-            g_tile=scratch("y", outputs * width),
-            x_tile=scratch("x", inputs * width),
-            d_tile=scratch("d", inputs * width),
-        ),
-    )
-    return dx, dvalues.to(values_Z.dtype), None if dbias is None else dbias.to(dy.dtype)
+    kernel: Prepared
+    # Shape and strides of y or dx.
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    scratch: int
+    alone: bool
 
 
-def readable(x: Tensor) -> Tensor:
+class Linear:
+    """The products of one weight. Everything that depends on shapes and strides alone is worked out once."""
+
+    def __init__(self, structure: Structure, target: Target) -> None:
+        self.structure, self.target = structure, target
+        self._forward: dict[object, _Call] = {}
+        self._backward: dict[object, _Call] = {}
+
+    def forward(
+        self, x_BI: Tensor, values_Z: Tensor, bias_O: Tensor | None, relu: bool, feature_major: bool, threads: int
+    ) -> Tensor:
+        """relu(x Wᵀ + b), (B, O), of x's dtype: feature-major if asked for, else contiguous.
+
+        `ValueError` where a shape, dtype or device is not what the weight needs.
+        """
+        x = _readable(x_BI)
+        key = (x.shape, x.stride(), x.dtype, values_Z.shape, relu, feature_major)
+        call = self._forward.get(key)
+        if call is None:
+            self._check(x, values_Z)
+            if not x.shape[0]:
+                return x.new_empty(0, self.structure.outputs)
+            call = _keep(self._forward, key, self._prepare_forward(x, relu, feature_major))
+        y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
+        bias = bias_O if bias_O is None or bias_O.dtype is torch.float32 else bias_O.float()
+        weights = _flat_float32(values_Z)
+        block: Any = call.kernel.block()
+        block[_FORWARD["x"]], block[_FORWARD["y"]] = x.data_ptr(), y.data_ptr()
+        block[_FORWARD["weights"]] = weights.data_ptr()
+        block[_FORWARD["bias"]] = 0 if bias is None else bias.data_ptr()
+        block[_FORWARD["scratch"]] = scratch(call.scratch)
+        call.kernel.run(block, 1 if call.alone else threads)
+        return y
+
+    def backward(
+        self,
+        dy_BO: Tensor,
+        x_BI: Tensor,
+        y_BO: Tensor | None,
+        values_Z: Tensor,
+        need_dx: bool,
+        need_dbias: bool,
+        threads: int,
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """(dx (B, I), dvalues (Z,), dbias (O,)), None where not needed; dx is feature-major where x is.
+
+        `y_BO` is the forward's output if it did a ReLU, else None.
+        """
+        dy, x = _readable(dy_BO), _readable(x_BI)
+        y = None if y_BO is None else _like(y_BO, dy)
+        key = (x.shape, x.stride(), dy.shape, dy.stride(), x.dtype, values_Z.shape, None if y is None else y.stride())
+        call = self._backward.get((key, need_dx))
+        if call is None:
+            self._check(x, values_Z, dy)
+            if not x.shape[0]:
+                return self._nothing(x, values_Z, need_dx, need_dbias)
+            call = _keep(self._backward, (key, need_dx), self._prepare_backward(dy, x, y, need_dx))
+        dx = torch.empty_strided(call.shape, call.strides, dtype=x.dtype) if need_dx else None
+        dvalues = torch.empty(values_Z.shape, dtype=torch.float32)
+        dbias = torch.empty(self.structure.outputs, dtype=torch.float32) if need_dbias else None
+        weights = _flat_float32(values_Z)
+        block: Any = call.kernel.block()
+        block[_BACKWARD["g"]], block[_BACKWARD["x"]] = dy.data_ptr(), x.data_ptr()
+        block[_BACKWARD["weights"]], block[_BACKWARD["products"]] = weights.data_ptr(), dvalues.data_ptr()
+        block[_BACKWARD["y"]] = 0 if y is None else y.data_ptr()
+        block[_BACKWARD["d"]] = 0 if dx is None else dx.data_ptr()
+        block[_BACKWARD["bias_sums"]] = 0 if dbias is None else dbias.data_ptr()
+        block[_BACKWARD["scratch"]] = scratch(call.scratch)
+        call.kernel.run(block, 1 if call.alone else threads)
+        if x.dtype is torch.float32:
+            return dx, dvalues, dbias
+        return dx, dvalues.to(values_Z.dtype), None if dbias is None else dbias.to(x.dtype)
+
+    def _nothing(
+        self, x: Tensor, values: Tensor, need_dx: bool, need_dbias: bool
+    ) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        """The gradients of a batch without rows."""
+        dbias = x.new_zeros(self.structure.outputs) if need_dbias else None
+        return torch.empty_like(x) if need_dx else None, torch.zeros_like(values), dbias
+
+    def _prepare_forward(self, x: Tensor, relu: bool, feature_major: bool) -> _Call:
+        structure, width = self.structure, tile_rows(self.target)
+        rows, inputs, outputs = x.shape[0], structure.inputs, structure.outputs
+        strides = (1, rows) if feature_major else (outputs, 1)
+        storage, target = STORAGE[x.dtype], self.target
+        x_bytes, y_bytes = 4 * inputs * width, 4 * outputs * width
+        prepared = forward_kernel(target).prepare(
+            *Forward(
+                x=0,
+                x_row=x.stride(0),
+                x_feature=x.stride(1),
+                x_ready=self._gatherable(x),
+                y=0,
+                y_row=strides[0],
+                y_feature=strides[1],
+                y_ready=strides[0] == 1 and x.dtype == torch.float32,
+                weights=0,
+                order=structure.order.data_ptr(),
+                columns=structure.columns.data_ptr(),
+                pointers=structure.row_pointers.data_ptr(),
+                work=structure.row_work.data_ptr(),
+                blocks=structure.row_pointers.shape[0],
+                bias=0,
+                relu=relu,
+                rows=rows,
+                inputs=inputs,
+                outputs=outputs,
+                x_tile=0,
+                y_tile=x_bytes,
+                gathered=x_bytes + y_bytes,
+                scratch=0,
+                pack=pack_function(target, storage),
+                unpack=unpack_function(target, storage),
+                full_tile=rows_function(target, VECTORS) if rows > width else 0,
+                last_tile=rows_function(target, last_tile(target, rows)),
+            )
+        )
+        return _Call(prepared, (rows, outputs), strides, x_bytes + y_bytes + 4 * structure.nnz, self._alone(rows))
+
+    def _prepare_backward(self, dy: Tensor, x: Tensor, y: Tensor | None, need_dx: bool) -> _Call:
+        structure, width = self.structure, tile_rows(self.target)
+        rows, inputs, outputs = x.shape[0], structure.inputs, structure.outputs
+        feature_major = _is_feature_major(x)
+        in_place = feature_major and x.dtype == torch.float32
+        strides = (1, rows) if feature_major else (inputs, 1)
+        storage, target = STORAGE[x.dtype], self.target
+        g_bytes, x_bytes = 4 * outputs * width, 4 * inputs * width
+        prepared = backward_kernel(target).prepare(
+            *Backward(
+                g=0,
+                g_row=dy.stride(0),
+                g_feature=dy.stride(1),
+                g_ready=y is None and self._gatherable(dy),
+                y=0,
+                y_row=0 if y is None else y.stride(0),
+                y_feature=0 if y is None else y.stride(1),
+                x=0,
+                x_row=x.stride(0),
+                x_feature=x.stride(1),
+                x_ready=in_place,
+                d=0,
+                d_row=strides[0],
+                d_feature=strides[1],
+                d_ready=in_place,
+                weights=0,
+                products=0,
+                rows_of=structure.rows.data_ptr(),
+                pointers=structure.column_pointers.data_ptr(),
+                work=structure.column_work.data_ptr(),
+                blocks=structure.column_pointers.shape[0],
+                bias_sums=0,
+                rows=rows,
+                inputs=inputs,
+                outputs=outputs,
+                g_tile=0,
+                x_tile=g_bytes,
+                d_tile=g_bytes + x_bytes,
+                scratch=0,
+                pack=pack_function(target, storage),
+                unpack=unpack_function(target, storage),
+                full_tile=columns_function(target, VECTORS, need_dx) if rows > width else 0,
+                last_tile=columns_function(target, last_tile(target, rows), need_dx),
+            )
+        )
+        return _Call(prepared, (rows, inputs), strides, g_bytes + 2 * x_bytes, self._alone(rows))
+
+    def _check(self, x: Tensor, values: Tensor, dy: Tensor | None = None) -> None:
+        structure = self.structure
+        if x.dim() != 2 or x.shape[1] != structure.inputs:
+            raise ValueError(f"expected x of shape (rows, {structure.inputs}), got {tuple(x.shape)}")
+        if values.dim() != 1 or values.shape[0] != structure.nnz:
+            raise ValueError(f"expected {structure.nnz} values, got shape {tuple(values.shape)}")
+        if x.dtype not in STORAGE:
+            raise ValueError(f"expected float32 or bfloat16, got {x.dtype}")
+        if dy is not None and (dy.shape != (x.shape[0], structure.outputs) or dy.dtype != x.dtype):
+            expected = (x.shape[0], structure.outputs)
+            raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
+
+    def _gatherable(self, x: Tensor) -> bool:
+        """Whether kernels may gather whole vectors of x where it is: else a tile is copied, zeros behind its rows."""
+        rows = x.shape[0]
+        full = rows % self.target.lanes == 0 and rows <= tile_rows(self.target)
+        return full and _is_feature_major(x) and x.dtype == torch.float32
+
+    def _alone(self, rows: int) -> bool:
+        return self.structure.nnz * rows < _ALONE
+
+
+def _keep(calls: dict[object, _Call], key: object, call: _Call) -> _Call:
+    # Batches whose sizes never repeat must not fill the memory.
+    if len(calls) >= 256:
+        calls.clear()
+    calls[key] = call
+    return call
+
+
+def _readable(x: Tensor) -> Tensor:
     """The matrix itself where the kernels can walk its strides, else a contiguous copy."""
-    return x if x.stride(1) == 1 or x.stride(0) == 1 else x.contiguous()
+    if not x.is_cpu:
+        raise ValueError(f"expected tensors on the CPU, got {x.device}")
+    return x if x.stride(-1) == 1 or x.stride(0) == 1 else x.contiguous()
 
 
 def _is_feature_major(x: Tensor) -> bool:
@@ -161,10 +251,13 @@ def _is_feature_major(x: Tensor) -> bool:
 
 
 def _like(y: Tensor, dy: Tensor) -> Tensor:
-    return y.t().contiguous().t() if _is_feature_major(dy) else y.contiguous()
+    """y with its batch or its features contiguous, as dy has them: both are walked alike."""
+    if (y.stride(0) == 1) == (dy.stride(0) == 1) and (y.stride(1) == 1) == (dy.stride(1) == 1):
+        return y
+    return y.t().contiguous().t() if dy.stride(0) == 1 else y.contiguous()
 
 
-def _gatherable(x: Tensor, target: Target) -> bool:
-    """Whether kernels may gather whole vectors of x where it is: else a tile is copied, with zeros behind the rows."""
-    rows = x.shape[0]
-    return _is_feature_major(x) and x.dtype == torch.float32 and rows % target.lanes == 0 and rows <= tile_rows(target)
+def _flat_float32(values: Tensor) -> Tensor:
+    if values.dtype is not torch.float32:
+        return values.float()
+    return values if values.is_contiguous() else values.contiguous()

@@ -11,19 +11,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 from llvmlite import ir
 
-from sparseflow_kernels.cpu_copies import Matrix, pack, unpack
-from sparseflow_kernels.cpu_ir import Code, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import Kernel, barrier, kernel
+from sparseflow_kernels.cpu_copies import Matrix
+from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
+from sparseflow_kernels.cpu_jit import Kernel, barrier, function, kernel
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import (
-    VECTORS,
-    Products,
-    balanced_share,
-    call_tile,
-    share,
-    sums_and_products,
-    tile_sizes,
-)
+from sparseflow_kernels.cpu_tiles import VECTORS, Products, balanced_share, share, sums_and_products
 
 T = TypeVar("T")
 
@@ -32,6 +24,8 @@ class Backward(NamedTuple, Generic[T]):
     """What the kernel is called with: addresses, strides and sizes in elements; g is dY and d is dX.
 
     `y` is the output of the ReLU, where there was one: g counts where y is above 0.
+    `pack`, `unpack`, `full_tile`, `last_tile`: addresses of functions, the last two for tiles of their sizes.
+    The tiles are offsets in bytes from `scratch`.
     `*_ready`: 1 where a matrix is feature-major float32, and may be gathered from or stored to where it is.
     """
 
@@ -63,6 +57,11 @@ class Backward(NamedTuple, Generic[T]):
     g_tile: T
     x_tile: T
     d_tile: T
+    scratch: T
+    pack: T
+    unpack: T
+    full_tile: T
+    last_tile: T
 
 
 class _Columns(NamedTuple, Generic[T]):
@@ -88,85 +87,84 @@ class _Columns(NamedTuple, Generic[T]):
 
 
 @functools.cache
-def backward_kernel(target: Target, rows: int, storage: Storage, need_dx: bool, relu: bool) -> Kernel:
-    """The kernel for batches of the class of `rows` (see `batch_class`); called with a `Backward`."""
-    sizes = tile_sizes(target, rows)
-    declare = functools.partial(_declare, sizes=sizes, need_dx=need_dx)
-    write = functools.partial(_write, storage, sizes, need_dx, relu)
-    return kernel(target, len(Backward._fields), write, declare)
+def backward_kernel(target: Target) -> Kernel:
+    """The kernel; called with a `Backward`."""
+    return kernel(target, len(Backward._fields), _write)
 
 
-def _write(
-    storage: Storage,
-    sizes: set[int],
-    need_dx: bool,
-    relu: bool,
-    code: Code,
-    arguments: list[Int],
-    thread: Int,
-    threads: Int,
-) -> None:
+@functools.cache
+def columns_function(target: Target, vectors: int, need_dx: bool) -> int:
+    """Address of the function that walks columns of the weight over one tile of so many vectors."""
+    module = Module(target)
+    Products.declare(module)
+    code = module.function("columns", _Columns._fields)
+    _write_columns(code, _Columns(*code.arguments), vectors, need_dx)
+    code.finish()
+    return function(module, "columns")
+
+
+def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
     a = Backward(*arguments)
+    a = a._replace(g_tile=a.scratch + a.g_tile, x_tile=a.scratch + a.x_tile, d_tile=a.scratch + a.d_tile)
     width = VECTORS * code.lanes
-    g = Matrix(code, a.g, a.g_row, a.g_feature, storage)
-    x = Matrix(code, a.x, a.x_row, a.x_feature, storage)
-    d = Matrix(code, a.d, a.d_row, a.d_feature, storage)
-    positive = Matrix(code, a.y, a.y_row, a.y_feature, storage) if relu else None
     first, last = balanced_share(code, a.work, a.inputs, thread, threads)
     pack_first, pack_last = share(code, a.outputs, thread, threads, code.lanes)
+    g_ready, x_ready, d_ready = a.g_ready >= 1, a.x_ready >= 1, a.d_ready >= 1
 
     def tile(row: Int) -> None:
         rows = (a.rows - row).min(width)
         later = row.min(1)
-        in_place = a.g_ready >= 1
-        # With g in place this copies nowhere: only its sums are wanted.
-        with code.when(a.g_ready.equals(0)):
-            pack(g, row, rows, pack_first, pack_last, a.g_tile, positive, (a.bias_sums, later))
-        with code.when(in_place):
-            _feature_sums(g, row, rows, pack_first, pack_last, (a.bias_sums, later))
+        with code.choice(g_ready) as (ready, copied):
+            with ready:
+                _feature_sums(Matrix(code, a.g, a.g_row, a.g_feature), row, rows, pack_first, pack_last, a.bias_sums)
+            with copied:
+                y = [a.y, a.y_row, a.y_feature]
+                where = [row, rows, pack_first, pack_last, a.g_tile]
+                code.call_address(a.pack, a.g, a.g_row, a.g_feature, *y, a.bias_sums, later, *where)
         with code.when(a.x_ready.equals(0)):
-            pack(x, row, rows, first, last, a.x_tile)
+            nothing = [0] * 5
+            code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, row, rows, first, last, a.x_tile)
         barrier(code, threads)
-        source = code.either(in_place, a.g + row * 4, a.g_tile)
-        stride = code.either(in_place, a.g_feature, width)
-        x_in_place, d_in_place = a.x_ready >= 1, a.d_ready >= 1
-        xs = code.either(x_in_place, a.x + row * 4, a.x_tile)
-        x_stride = code.either(x_in_place, a.x_feature, width)
-        target = code.either(d_in_place, a.d + row * 4, a.d_tile)
-        d_stride = code.either(d_in_place, a.d_feature, width)
-        places = [source, stride, xs, x_stride, target, d_stride, a.d_tile]
-        lists = [a.rows_of, a.weights, a.products, a.pointers, a.blocks, a.inputs]
-        call_tile(code, "columns", sizes, rows, [*places, *lists, rows, first, last, later])
-        if need_dx:
-            with code.when(a.d_ready.equals(0)):
-                unpack(a.d_tile, d, row, rows, first, last)
+        columns: _Columns[Index] = _Columns(
+            g=code.either(g_ready, a.g + row * 4, a.g_tile),
+            stride=code.either(g_ready, a.g_feature, width),
+            x=code.either(x_ready, a.x + row * 4, a.x_tile),
+            x_stride=code.either(x_ready, a.x_feature, width),
+            d=code.either(d_ready, a.d + row * 4, a.d_tile),
+            d_stride=code.either(d_ready, a.d_feature, width),
+            partial=a.d_tile,
+            rows_of=a.rows_of,
+            weights=a.weights,
+            products=a.products,
+            pointers=a.pointers,
+            blocks=a.blocks,
+            inputs=a.inputs,
+            rows=rows,
+            first=first,
+            last=last,
+            later=later,
+        )
+        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *columns)
+        with code.when(code.builder.and_(a.d >= 1, a.d_ready.equals(0))):
+            code.call_address(a.unpack, a.d_tile, a.d, a.d_row, a.d_feature, row, rows, first, last)
         barrier(code, threads)
 
     code.loop(0, a.rows, tile, step=width)
 
 
-def _feature_sums(g: Matrix, row: Int, rows: Int, first: Int, last: Int, target: tuple[Int, Int]) -> None:
+def _feature_sums(g: Matrix, row: Int, rows: Int, first: Int, last: Int, sums: Int) -> None:
     """The sum of each feature over the tile's rows, of a feature-major matrix."""
     code = g.code
-    array, accumulate = target
 
     def feature(f: Int) -> None:
         def vector(i: Int, total: ir.Value) -> list[ir.Value]:
             return [code.add(total, g.load(row + i, f, code.first_lanes(rows - i)))]
 
         (total,) = code.loop(0, rows, vector, [code.zeros()], step=code.lanes)
-        code.add_float(code.sum(total), array, f, accumulate >= 1)
+        code.add_float(code.sum(total), sums, f, row >= 1)
 
-    with code.when(array >= 1):
+    with code.when(sums >= 1):
         code.loop(first, last, feature)
-
-
-def _declare(module: Module, sizes: set[int], need_dx: bool) -> None:
-    Products.declare(module)
-    for count in sizes:
-        code = module.function(f"columns{count}", _Columns._fields, inner=True)
-        _write_columns(code, _Columns(*code.arguments), count, need_dx)
-        code.finish()
 
 
 def _write_columns(code: Code, a: _Columns[Int], count: int, need_dx: bool) -> None:

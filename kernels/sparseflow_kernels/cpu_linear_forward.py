@@ -9,11 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Generic, NamedTuple, TypeVar
 
-from sparseflow_kernels.cpu_copies import Matrix, pack, unpack
-from sparseflow_kernels.cpu_ir import Code, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import Kernel, barrier, kernel
+from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
+from sparseflow_kernels.cpu_jit import Kernel, barrier, function, kernel
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import VECTORS, balanced_share, call_tile, share, tile_sizes, weighted_sums
+from sparseflow_kernels.cpu_tiles import VECTORS, balanced_share, share, weighted_sums
 
 T = TypeVar("T")
 
@@ -21,6 +20,8 @@ T = TypeVar("T")
 class Forward(NamedTuple, Generic[T]):
     """What the kernel is called with: addresses, strides and sizes in elements.
 
+    `pack`, `unpack`, `full_tile`, `last_tile`: addresses of functions, the last two for tiles of their sizes.
+    The tiles are offsets in bytes from `scratch`.
     `*_ready`: 1 where a matrix is feature-major float32, and may be gathered from or stored to where it is.
     """
 
@@ -46,6 +47,11 @@ class Forward(NamedTuple, Generic[T]):
     x_tile: T
     y_tile: T
     gathered: T
+    scratch: T
+    pack: T
+    unpack: T
+    full_tile: T
+    last_tile: T
 
 
 class _Rows(NamedTuple, Generic[T]):
@@ -69,38 +75,57 @@ class _Rows(NamedTuple, Generic[T]):
 
 
 @functools.cache
-def forward_kernel(target: Target, rows: int, storage: Storage) -> Kernel:
-    """The kernel for batches of the class of `rows` (see `batch_class`); called with a `Forward`."""
-    sizes = tile_sizes(target, rows)
-    declare = functools.partial(_declare, sizes=sizes)
-    return kernel(target, len(Forward._fields), functools.partial(_write, storage, sizes), declare)
+def forward_kernel(target: Target) -> Kernel:
+    """The kernel; called with a `Forward`."""
+    return kernel(target, len(Forward._fields), _write)
 
 
-def _write(storage: Storage, sizes: set[int], code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
+@functools.cache
+def rows_function(target: Target, vectors: int) -> int:
+    """Address of the function that multiplies rows of the weight with one tile of so many vectors."""
+    module = Module(target)
+    code = module.function("rows", _Rows._fields)
+    _write_rows(code, _Rows(*code.arguments), vectors)
+    code.finish()
+    return function(module, "rows")
+
+
+def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
     a = Forward(*arguments)
+    a = a._replace(x_tile=a.scratch + a.x_tile, y_tile=a.scratch + a.y_tile, gathered=a.scratch + a.gathered)
     width = VECTORS * code.lanes
-    x = Matrix(code, a.x, a.x_row, a.x_feature, storage)
-    y = Matrix(code, a.y, a.y_row, a.y_feature, storage)
     first, last = balanced_share(code, a.work, a.outputs, thread, threads)
     pack_first, pack_last = share(code, a.inputs, thread, threads, code.lanes)
     _gather_weights(code, a, first, last)
+    x_ready, y_ready = a.x_ready >= 1, a.y_ready >= 1
 
     def tile(row: Int) -> None:
         rows = (a.rows - row).min(width)
         with code.when(a.x_ready.equals(0)):
-            pack(x, row, rows, pack_first, pack_last, a.x_tile)
+            nothing = [0] * 5
+            where = [row, rows, pack_first, pack_last, a.x_tile]
+            code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, *where)
         barrier(code, threads)
-        in_place = a.x_ready >= 1
-        source = code.either(in_place, a.x + row * 4, a.x_tile)
-        stride = code.either(in_place, a.x_feature, width)
-        out_in_place = a.y_ready >= 1
-        target = code.either(out_in_place, a.y + row * 4, a.y_tile)
-        target_stride = code.either(out_in_place, a.y_feature, width)
-        common = [source, stride, target, target_stride, a.y_tile, a.columns, a.gathered, a.pointers]
-        last_ones = [a.blocks, a.outputs, a.bias, a.relu, rows, first, last]
-        call_tile(code, "rows", sizes, rows, [*common, *last_ones])
+        rows_call: _Rows[Index] = _Rows(
+            x=code.either(x_ready, a.x + row * 4, a.x_tile),
+            stride=code.either(x_ready, a.x_feature, width),
+            y=code.either(y_ready, a.y + row * 4, a.y_tile),
+            y_stride=code.either(y_ready, a.y_feature, width),
+            partial=a.y_tile,
+            columns=a.columns,
+            weights=a.gathered,
+            pointers=a.pointers,
+            blocks=a.blocks,
+            outputs=a.outputs,
+            bias=a.bias,
+            relu=a.relu,
+            rows=rows,
+            first=first,
+            last=last,
+        )
+        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *rows_call)
         with code.when(a.y_ready.equals(0)):
-            unpack(a.y_tile, y, row, rows, first, last)
+            code.call_address(a.unpack, a.y_tile, a.y, a.y_row, a.y_feature, row, rows, first, last)
         # Nobody may overwrite the tile of x while somebody still reads it.
         barrier(code, threads)
 
@@ -119,13 +144,6 @@ def _gather_weights(code: Code, a: Forward[Int], first: Int, last: Int) -> None:
         code.loop(code.load_int32(pointers, first), code.load_int32(pointers, last), weight)
 
     code.loop(0, a.blocks, block)
-
-
-def _declare(module: Module, sizes: set[int]) -> None:
-    for count in sizes:
-        code = module.function(f"rows{count}", _Rows._fields, inner=True)
-        _write_rows(code, _Rows(*code.arguments), count)
-        code.finish()
 
 
 def _write_rows(code: Code, a: _Rows[Int], count: int) -> None:

@@ -5,21 +5,20 @@ from __future__ import annotations
 import threading
 
 import torch
-from torch import Tensor
 
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.buffers: dict[str, Tensor] = {}
+        self.buffer = torch.empty(0, dtype=torch.uint8)
 
 
 _KEPT = _Kept()
 
 
-def scratch(name: str, numbers: int) -> int:
-    """Address of room for that many float32 numbers, aligned to 64 bytes; what stands there is arbitrary."""
-    buffer = _KEPT.buffers.get(name)
-    if buffer is None or buffer.numel() < numbers:
+def scratch(size: int) -> int:
+    """Address of room for that many bytes; what stands there is arbitrary."""
+    buffer = _KEPT.buffer
+    if buffer.shape[0] < size:
         # A little more than asked for, so that slowly growing sizes do not allocate each time.
-        buffer = _KEPT.buffers[name] = torch.empty(numbers + numbers // 8 + 64)
+        buffer = _KEPT.buffer = torch.empty(size + size // 8 + 256, dtype=torch.uint8)
     return buffer.data_ptr()

@@ -29,22 +29,9 @@ def tile_rows(target: Target) -> int:
     return VECTORS * target.lanes
 
 
-def tile_sizes(target: Target, rows: int) -> set[int]:
-    """In vectors: the sizes of the tiles into which so many batch rows are cut."""
-    full, rest = divmod(-(-rows // target.lanes), VECTORS)
-    return ({VECTORS} if full else set()) | ({rest} if rest else set())
-
-
-def batch_class(target: Target, rows: int) -> int:
-    """The least number of rows that is cut into tiles of the same sizes: one kernel serves them all."""
-    return sum(tile_sizes(target, rows)) * target.lanes
-
-
-def call_tile(code: Code, name: str, sizes: set[int], rows: Int, arguments: Sequence[Index]) -> None:
-    """Calls the function that was written for a tile of this many rows: `name` and its vectors."""
-    for count in sorted(sizes):
-        with code.when(((rows + (code.lanes - 1)) // code.lanes).equals(count)):
-            code.call(f"{name}{count}", *arguments)
+def last_tile(target: Target, rows: int) -> int:
+    """Vectors of the last of the tiles into which so many batch rows are cut; the others have `VECTORS`."""
+    return (-(-rows // target.lanes) - 1) % VECTORS + 1
 
 
 def weighted_sums(

@@ -81,9 +81,7 @@ class FusedOp(SparseOp, Protocol):
     Layers call these two instead of `forward` and `backward` where an op has them; a backend need not.
     """
 
-    def forward_fused(
-        self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool
-    ) -> Tensor:
+    def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
         """`forward`, then max(0, y) if `relu`; feature-major if asked for, else contiguous."""
         ...
 

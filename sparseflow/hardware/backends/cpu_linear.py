@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
-from sparseflow_kernels.cpu_linear import backward, forward
+from sparseflow_kernels.cpu_linear import Linear
 from sparseflow_kernels.cpu_structure import Structure, structure
 from sparseflow_kernels.cpu_target import host
 
@@ -24,6 +24,14 @@ class LinearOp:
 
     layout: str
     structure: Structure
+    _products: Linear = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_products", Linear(self.structure, host()))
+
+    def __reduce__(self) -> tuple[type[LinearOp], tuple[str, Structure]]:
+        # Prepared calls hold addresses of this process.
+        return LinearOp, (self.layout, self.structure)
 
     @property
     def nnz(self) -> int:
@@ -49,35 +57,18 @@ class LinearOp:
         return dx, dvalues
 
     def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
-        self._check(x, values)
-        return forward(x, values, bias, self.structure, relu, feature_major, host(), torch.get_num_threads())
+        return self._products.forward(x, values, bias, relu, feature_major, torch.get_num_threads())
 
     def backward_fused(
         self, dy: Tensor, x: Tensor, y: Tensor | None, values: Tensor, need_dx: bool, need_dbias: bool
     ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-        self._check(x, values)
-        if dy.shape != (x.shape[0], self.structure.outputs) or dy.dtype != x.dtype:
-            expected = (x.shape[0], self.structure.outputs)
-            raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
-        threads = torch.get_num_threads()
-        return backward(dy, x, y, values, self.structure, need_dx, need_dbias, host(), threads)
+        return self._products.backward(dy, x, y, values, need_dx, need_dbias, torch.get_num_threads())
 
     def tensors(self) -> dict[str, Tensor]:
-        return {field.name: getattr(self.structure, field.name) for field in fields(self.structure)}
+        return {one.name: getattr(self.structure, one.name) for one in fields(self.structure)}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> LinearOp:
         return replace(self, structure=replace(self.structure, **tensors))
-
-    def _check(self, x: Tensor, values: Tensor) -> None:
-        structure = self.structure
-        if x.dim() != 2 or x.shape[1] != structure.inputs:
-            raise ValueError(f"expected x of shape (rows, {structure.inputs}), got {tuple(x.shape)}")
-        if values.dim() != 1 or values.shape[0] != structure.nnz:
-            raise ValueError(f"expected {structure.nnz} values, got shape {tuple(values.shape)}")
-        if not (x.is_cpu and values.is_cpu and values.is_contiguous()):
-            raise ValueError(f"expected contiguous values and x on the CPU, got {values.device} and {x.device}")
-        if x.dtype not in (torch.float32, torch.bfloat16):
-            raise ValueError(f"expected float32 or bfloat16, got {x.dtype}")
 
     def _positions(self) -> Tensor:
         """Of each value, in native order: its place in the flattened weight."""
