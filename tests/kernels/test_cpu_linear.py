@@ -170,8 +170,8 @@ def test_nothing_is_written_beyond_the_outputs(monkeypatch: pytest.MonkeyPatch) 
         for feature_major in (False, True):
             layouts = {"x_feature_major": feature_major, "y_feature_major": feature_major, "relu": feature_major}
             for dtype in (torch.float32, torch.bfloat16):
-                made.clear()
                 case = LinearCase(33, 21, rows, 0.3, 16, host(), dtype=dtype, **layouts)
+                made.clear()
                 case.backward(case.forward())
                 assert len(made) == 4
                 for flat in made:
