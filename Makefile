@@ -22,6 +22,9 @@ $(VENV)/.ready-base: pyproject.toml constraints.txt tools/setup.sh
 $(VENV)/.ready-all: pyproject.toml constraints.txt tools/setup.sh
 	$(SETUP) all
 
+$(VENV)/.ready-bench: pyproject.toml constraints.txt tools/setup.sh
+	$(SETUP) bench
+
 demo: $(VENV)/.ready-base
 	$(BIN)/sparseflow run lenet --resume \
 	  --out runs/demo$(if $(SEEDS),-$(subst $(comma),-,$(SEEDS))) $(if $(SEEDS),--set seeds=[$(SEEDS)])
@@ -32,7 +35,7 @@ test: $(VENV)/.ready-all
 lint: $(VENV)/.ready-all
 	$(BIN)/python tools/areas.py lint
 
-bench: $(VENV)/.ready-base
+bench: $(VENV)/.ready-bench
 	$(BIN)/sparseflow bench
 
 soak: $(VENV)/.ready-all

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +55,7 @@ def plan(
     recipe: Annotated[str, typer.Argument(help="A recipe's file or name.")],
     density: Annotated[float, typer.Option(help="The fraction of weights to keep.")] = 0.1,
     settings: Set = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Time anew what was timed on this machine before.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Time every backend on a recipe's layers at a density, on this machine, and say which would run them and why."""
@@ -63,7 +65,7 @@ def plan(
     chosen = load_recipe(recipe, settings or [])
     with _own_output():
         _make_local(chosen.data, data)
-        made = replay.plan_recipe(chosen, density)
+        made = replay.plan_recipe(chosen, density, fresh)
     typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
 
 
@@ -108,16 +110,20 @@ def fetch_data(
 
 @app.command()
 def bench(
+    only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
     from sparseflow.bench import run_bench
 
-    found = run_bench()
+    show = None if as_json else partial(print, file=sys.stdout, flush=True)
+    with _own_output():
+        found = run_bench(only or (), show)
     if out is not None:
         out.write_text(json.dumps(found, indent=2) + "\n")
-    typer.echo(json.dumps(found) if as_json else "\n".join(figure["text"] for figure in found["figures"]))
+    if as_json:
+        typer.echo(json.dumps(found))
     if any(figure["missed"] for figure in found["figures"]):
         raise typer.Exit(1)
 

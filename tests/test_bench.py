@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -272,6 +274,22 @@ def test_groups_run_alone_and_are_plain_data(monkeypatch: pytest.MonkeyPatch) ->
     assert found["figures"][0]["samples"] == [1.0, 1.0, 1.0]
     assert "1 missed, 1 not measured" in shown[-1]
     assert {"cores", "caches", "torch", "threads", "load_before", "load_after"} <= found["machine"].keys()
+
+
+def test_a_group_begins_without_timings_of_earlier_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen: list[Path] = []
+
+    def measure() -> list[Figure]:
+        seen.append(Path(os.environ["SPARSEFLOW_CACHE_DIR"]))
+        assert not list(seen[-1].iterdir())
+        (seen[-1] / "timings.json").touch()
+        return []
+
+    monkeypatch.setattr(bench_run, "GROUPS", {"one": ("One", measure), "two": ("Two", measure)})
+    monkeypatch.setenv("SPARSEFLOW_CACHE_DIR", str(tmp_path))
+    run_bench()
+    assert os.environ["SPARSEFLOW_CACHE_DIR"] == str(tmp_path) and not list(tmp_path.iterdir())
+    assert len({*seen, tmp_path}) == 3 and not any(folder.exists() for folder in seen)
 
 
 def test_an_unknown_group_is_refused_with_the_choices() -> None:

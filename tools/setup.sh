@@ -1,6 +1,7 @@
 #!/bin/sh
-# Makes the virtual environment: `setup.sh base` for users, `setup.sh all` with everything that the tests need.
-# PYTHON, VENV, TORCH and SYSTEM come from the Makefile. Needs neither root nor a compiler.
+# Makes the virtual environment: `setup.sh base` for users, `setup.sh all` with everything that the tests need,
+# `setup.sh bench` with what the bench compares with. PYTHON, VENV, TORCH and SYSTEM come from the Makefile. Needs
+# neither root nor, unless for the bench's comparisons, a compiler.
 set -eu
 what=$1
 
@@ -36,5 +37,12 @@ fi
 extras=""
 [ "$what" = all ] && extras="[test,lint,digits,transformers,deepspeed]"
 pip install --constraint "$pinned" --editable ".$extras"
-[ "$what" = base ] || touch "$VENV/.ready-all"
+if [ "$what" = bench ]; then
+    # SparseProp's setup script runs whatever pip and python3 come first in PATH.
+    PATH="$(cd "$VENV/bin" && pwd):$PATH"
+    pip install --constraint "$pinned" --editable ".[bench]" || echo \
+        "SparseProp could not be built here (it needs a C++ compiler); the bench goes on without it" >&2
+    touch "$VENV/.ready-bench"
+fi
+[ "$what" = all ] && touch "$VENV/.ready-all"
 touch "$VENV/.ready-base"

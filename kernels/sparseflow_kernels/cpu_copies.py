@@ -44,14 +44,20 @@ def pack_function(target: Target, storage: Storage) -> int:
     code = module.function("pack", PACK)
     address, row_stride, feature_stride, y_address, y_row_stride, y_feature_stride, *rest = code.arguments
     x = Matrix(code, address, row_stride, feature_stride, storage)
-    y = Matrix(code, y_address, y_row_stride, y_feature_stride, storage)
-    with code.choice(y_address.equals(0)) as (plain, rectified):
-        for branch, condition in ((plain, None), (rectified, y)):
-            with branch, code.choice(row_stride.equals(1)) as (feature_major, row_major):
-                with feature_major:
-                    _pack_features(x, condition, *rest)
-                with row_major:
-                    _pack_rows(x, condition, *rest)
+    # Without a y, x is read twice: that is cheaper to compile than everything twice, and as fast.
+    absent = y_address.equals(0)
+    y = Matrix(
+        code,
+        code.either(absent, address, y_address),
+        code.either(absent, row_stride, y_row_stride),
+        code.either(absent, feature_stride, y_feature_stride),
+        storage,
+    )
+    with code.choice(row_stride.equals(1)) as (feature_major, row_major):
+        with feature_major:
+            _pack_features(x, y, absent, *rest)
+        with row_major:
+            _pack_rows(x, y, absent, *rest)
     code.finish()
     return function(module, "pack")
 
@@ -73,16 +79,23 @@ def unpack_function(target: Target, storage: Storage) -> int:
 
 
 def _pack_features(
-    x: Matrix, y: Matrix | None, sums: Int, later: Int, row: Int, rows: Int, first: Int, last: Int, tile: Int
+    x: Matrix,
+    y: Matrix,
+    always: ir.Value,
+    sums: Int,
+    later: Int,
+    row: Int,
+    rows: Int,
+    first: Int,
+    last: Int,
+    tile: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
 
     def feature(f: Int) -> None:
         def vector(i: Int, total: ir.Value) -> list[ir.Value]:
             mask = code.first_lanes(rows - i)
-            loaded = x.load(row + i, f, mask)
-            if y is not None:
-                loaded = code.where_positive(y.load(row + i, f, mask), loaded)
+            loaded = code.where_positive(y.load(row + i, f, mask), x.load(row + i, f, mask), always)
             code.store(loaded, tile, f * (VECTORS * lanes) + i)
             return [code.add(total, loaded)]
 
@@ -94,7 +107,16 @@ def _pack_features(
 
 
 def _pack_rows(
-    x: Matrix, y: Matrix | None, sums: Int, later: Int, row: Int, rows: Int, first: Int, last: Int, tile: Int
+    x: Matrix,
+    y: Matrix,
+    always: ir.Value,
+    sums: Int,
+    later: Int,
+    row: Int,
+    rows: Int,
+    first: Int,
+    last: Int,
+    tile: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
 
@@ -105,9 +127,8 @@ def _pack_rows(
             loaded: list[ir.Value] = []
             for j in range(lanes):
                 there = code.builder.select(i + j < rows, inside, nothing)
-                numbers = x.load(row + i + j, f, there)
-                if y is not None:
-                    numbers = code.where_positive(y.load(row + i + j, f, there), numbers)
+                condition = y.load(row + i + j, f, there)
+                numbers = code.where_positive(condition, x.load(row + i + j, f, there), always)
                 loaded.append(numbers)
                 total = code.add(total, numbers)
             for j, column in enumerate(transpose(code, loaded)):

@@ -107,6 +107,7 @@ class Code:
         self.arguments = [Int(self, argument) for argument in function.args]
         self.vector = ir.VectorType(_f32, self.lanes)
         self._words = ir.VectorType(_i32, self.lanes)
+        self._zeros = ir.Constant(self.vector, [0.0] * self.lanes)
 
     # Integers and memory of single numbers.
 
@@ -220,7 +221,7 @@ class Code:
     # Vectors.
 
     def zeros(self) -> ir.Value:
-        return ir.Constant(self.vector, [0.0] * self.lanes)
+        return self._zeros
 
     def splat(self, number: ir.Value) -> ir.Value:
         """A vector with that number in each lane."""
@@ -246,10 +247,18 @@ class Code:
         negative = self.builder.fcmp_ordered("<", a, self.zeros())
         return self.builder.select(negative, self.zeros(), a)
 
-    def where_positive(self, condition: ir.Value, value: ir.Value) -> ir.Value:
-        """`value` where `condition` > 0, else 0."""
+    def where_positive(self, condition: ir.Value, value: ir.Value, always: ir.Value | None = None) -> ir.Value:
+        """`value` where `condition` > 0, else 0; or everywhere, if the bit `always` is set."""
         positive = self.builder.fcmp_ordered(">", condition, self.zeros())
+        if always is not None:
+            positive = self.builder.or_(positive, self.repeat(always))
         return self.builder.select(positive, value, self.zeros())
+
+    def repeat(self, bit: ir.Value) -> ir.Value:
+        """A mask of all lanes or none."""
+        kind = ir.VectorType(ir.IntType(1), self.lanes)
+        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), bit, ir.Constant(_i32, 0))
+        return self.shuffle(one, one, [0] * self.lanes)
 
     def sum(self, a: ir.Value) -> ir.Value:
         """The sum of all lanes, as a number."""

@@ -137,12 +137,15 @@ def _compile(module: Module) -> binding.ExecutionEngine:
     _initialize()
     parsed = binding.parse_assembly(str(module.ir))
     parsed.verify()
-    machine = _machine(module.target)
-    options = binding.create_pipeline_tuning_options(speed_level=2)
-    # All loops are written as wide as they are meant to be.
-    options.loop_vectorization = options.slp_vectorization = options.loop_unrolling = False
-    builder = binding.create_pass_builder(machine, options)
-    builder.getModulePassManager().run(parsed, builder)
+    # Loops are written as wide as they are meant to be, and nothing is to be inlined: few passes are enough, and a
+    # third of the time of the usual ones.
+    passes = binding.create_new_function_pass_manager()
+    for add in (passes.add_simplify_cfg_pass, passes.add_instruction_combine_pass, passes.add_simplify_cfg_pass):
+        add()
+    builder = binding.create_pass_builder(_machine(module.target), binding.create_pipeline_tuning_options())
+    for one in parsed.functions:
+        if not one.is_declaration:
+            passes.run(one, builder)
     # MCJIT takes the machine with it.
     engine = binding.create_mcjit_compiler(parsed, _machine(module.target))
     engine.finalize_object()

@@ -96,7 +96,6 @@ def backward_kernel(target: Target) -> Kernel:
 def columns_function(target: Target, vectors: int, need_dx: bool) -> int:
     """Address of the function that walks columns of the weight over one tile of so many vectors."""
     module = Module(target)
-    Products.declare(module)
     code = module.function("columns", _Columns._fields)
     _write_columns(code, _Columns(*code.arguments), vectors, need_dx)
     code.finish()

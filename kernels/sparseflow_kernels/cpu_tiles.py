@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
+from sparseflow_kernels.cpu_ir import Code, Index, Int
 from sparseflow_kernels.cpu_shuffle import sums
 from sparseflow_kernels.cpu_target import Target
 
@@ -100,16 +100,8 @@ class Products:
         self.first, self.accumulate = first, accumulate
 
     @staticmethod
-    def declare(module: Module) -> None:
-        """Writes the function that sums a full buffer; once a module, before the first use."""
-        names = ["buffer", "target", "base", "first", "last", "accumulate"]
-        code = module.function("store_products", names, inner=True)
-        buffer, target, base, first, last, accumulate = code.arguments
-        total = sums(code, [code.load(buffer, i * code.lanes) for i in range(code.lanes)])
-        inside = code.builder.and_(code.first_lanes(last - base), code.builder.not_(code.first_lanes(first - base)))
-        before = code.builder.and_(inside, _repeat(code, accumulate >= 1))
-        code.store(code.add(total, code.load(target, base, mask=before)), target, base, mask=inside)
-        code.finish()
+    def declare(module: object) -> None:
+        """To be removed."""
 
     def add(self, k: Int, partial: ir.Value) -> None:
         code, place = self.code, k & (self.code.lanes - 1)
@@ -124,13 +116,13 @@ class Products:
             self._store(last - place, last)
 
     def _store(self, base: Int, last: Int) -> None:
-        self.code.call("store_products", self.buffer, self.target, base, self.first, last, self.accumulate)
-
-
-def _repeat(code: Code, bit: ir.Value) -> ir.Value:
-    kind = ir.VectorType(ir.IntType(1), code.lanes)
-    one = code.builder.insert_element(ir.Constant(kind, ir.Undefined), bit, ir.Constant(ir.IntType(32), 0))
-    return code.shuffle(one, one, [0] * code.lanes)
+        # In place rather than as a function: a call would cost the loop all its vector registers.
+        code = self.code
+        total = sums(code, [code.load(self.buffer, i * code.lanes) for i in range(code.lanes)])
+        beyond, before_first = code.first_lanes(last - base), code.first_lanes(self.first - base)
+        inside = code.builder.and_(beyond, code.builder.not_(before_first))
+        before = code.builder.and_(inside, code.repeat(self.accumulate >= 1))
+        code.store(code.add(total, code.load(self.target, base, mask=before)), self.target, base, mask=inside)
 
 
 def share(code: Code, count: Int, thread: Int, threads: Int, unit: int = 1) -> tuple[Int, Int]:

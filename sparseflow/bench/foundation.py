@@ -1,28 +1,17 @@
-"""The promises about speed and memory, measured on this machine: `sparseflow bench`.
-
-Everything is compared within one process run: the sides of a ratio take turns, the median of at least seven repeats
-is shown with its quartiles, and a promise counts as missed where even the better quartile misses it. Before
-anything is timed its result is checked; a path whose check fails shows no figure.
-"""
+"""Import, training loop, dense backend and pruning: what every backend stands on."""
 
 from __future__ import annotations
 
 import functools
-import os
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 
+from sparseflow.bench.clock import REPEATS, fresh_process, process_seconds, ratios, take_turns, threads
+from sparseflow.bench.figure import Figure
 from sparseflow.data import Data, TensorSplit
 from sparseflow.hardware.plan import sparsify
 from sparseflow.masks.masks import Masks
@@ -30,65 +19,19 @@ from sparseflow.masks.select import prune_tensors
 from sparseflow.models import lenet_300_100
 from sparseflow.training.trainer import Trainer
 
-REPEATS = 9
 _PRUNED_WEIGHTS = 20_000_000
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One promise: its samples in `unit`, and the `limit` that they must stay above or below."""
-
-    name: str
-    unit: str
-    limit: float
-    at_least: bool
-    samples: tuple[float, ...]
-    check: str = "ok"
-
-    @property
-    def quartiles(self) -> tuple[float, float, float]:
-        """Lower quartile, median, upper quartile."""
-        low, middle, high = statistics.quantiles(self.samples, n=4, method="inclusive")
-        return low, middle, high
-
-    @property
-    def missed(self) -> bool:
-        """Whether even the better quartile misses the limit, or the result was wrong."""
-        if self.check != "ok":
-            return True
-        low, _, high = self.quartiles
-        return high < self.limit if self.at_least else low > self.limit
-
-    def __str__(self) -> str:
-        if self.check != "ok":
-            return f"{self.name:<58} WRONG RESULT: {self.check}"
-        low, middle, high = self.quartiles
-        bound = f"{'≥' if self.at_least else '≤'} {self.limit:g}"
-        word = "missed" if self.missed else "met"
-        return f"{self.name:<58} {middle:8.3f} [{low:.3f}, {high:.3f}] {self.unit:<8} {bound:<8} {word}"
-
-
-def run_bench() -> dict[str, Any]:
-    """All figures, as plain data with every sample, and the machine they were taken on."""
-    figures = [import_time(), trainer_overhead(), sparse_linear_on_dense(), *prune_globally()]
-    return {
-        "machine": {
-            "processor": platform.machine(),
-            "cpu": torch.backends.cpu.get_cpu_capability(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "figures": [{**asdict(figure), "missed": figure.missed, "text": str(figure)} for figure in figures],
-    }
+def foundation() -> list[Figure]:
+    """The figures of this file."""
+    return [import_time(), trainer_overhead(), sparse_linear_on_dense(), *prune_globally()]
 
 
 def import_time() -> Figure:
     """Seconds of `import sparseflow` above those of `import torch`, each in a fresh process."""
     torch_only, both = "import torch", "import torch, sparseflow"
-    _python(both)
-    pairs = [(_python(torch_only), _python(both)) for _ in range(REPEATS)]
+    process_seconds(both)
+    pairs = [(process_seconds(torch_only), process_seconds(both)) for _ in range(REPEATS)]
     return Figure("import sparseflow, above import torch", "s", 0.3, False, tuple(b - a for a, b in pairs))
 
 
@@ -109,11 +52,11 @@ def trainer_overhead(steps: int = 200) -> Figure:
         indices = permutation[step % 100 * 60 : step % 100 * 60 + 60]
         loss = F.cross_entropy(model(split.inputs[indices]), split.targets[indices])
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
 
-    with _threads(1):
-        sides = _take_turns({"bare": _steps(bare, steps), "ours": _steps(ours, steps)})
+    with threads(1):
+        sides = take_turns({"bare": _steps(bare, steps), "ours": _steps(ours, steps)})
     extra = tuple((a - b) * 1e3 / steps for a, b in zip(sides["ours"], sides["bare"]))
     return Figure("LeNet-300-100 b60 step: Trainer above a bare loop", "ms", 0.3, False, extra)
 
@@ -130,10 +73,8 @@ def sparse_linear_on_dense() -> Figure:
     x = torch.randn(128, 1024, requires_grad=True)
     if not torch.allclose(sparse(x), dense(x), rtol=1e-4, atol=1e-5):
         return Figure(name, "x", 1.15, False, (), "outputs differ")
-    sides = _take_turns(
-        {"dense": lambda: _forward_backward(dense, x), "sparse": lambda: _forward_backward(sparse, x)}, 20
-    )
-    return Figure(name, "x", 1.15, False, tuple(a / b for a, b in zip(sides["sparse"], sides["dense"])))
+    sides = take_turns({"dense": lambda: _forward_backward(dense, x), "ours": lambda: _forward_backward(sparse, x)})
+    return Figure(name, "x", 1.15, False, ratios(sides["ours"], sides["dense"]), seconds=sides)
 
 
 def prune_globally() -> list[Figure]:
@@ -143,13 +84,12 @@ def prune_globally() -> list[Figure]:
     ours, theirs = prune_tensors(weights, density=0.2), _torch_masks(weights)
     if ours.nnz != theirs.nnz or not _agree(ours, theirs):
         return [Figure(name, "x", 10, True, (), "masks differ")]
-    sides = _take_turns(
+    sides = take_turns(
         {"ours": lambda: prune_tensors(weights, density=0.2), "torch": lambda: _torch_masks(weights)}, repeats=7
     )
-    speed = tuple(b / a for a, b in zip(sides["ours"], sides["torch"]))
     peaks = tuple(_prune_peak() for _ in range(7))
     return [
-        Figure(name, "x", 10, True, speed),
+        Figure(name, "x", 10, True, ratios(sides["torch"], sides["ours"]), seconds=sides),
         Figure("prune 20 million weights globally: peak memory", "B/weight", 5, False, peaks),
     ]
 
@@ -188,20 +128,13 @@ def _prune_peak() -> float:
         "masks = prune_tensors(weights, density=0.2)\n"
         "print((status('VmHWM') - before) / n)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return float(done.stdout)
-
-
-def _python(code: str) -> float:
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return time.perf_counter() - start
+    return float(fresh_process(code))
 
 
 def _forward_backward(module: nn.Module, x: Tensor) -> None:
     module.zero_grad()
     x.grad = None
-    module(x).sum().backward()
+    torch.autograd.backward(module(x).sum())
 
 
 def _steps(step: Callable[[int], None], count: int) -> Callable[[], None]:
@@ -210,31 +143,3 @@ def _steps(step: Callable[[int], None], count: int) -> Callable[[], None]:
             step(number)
 
     return run
-
-
-def _take_turns(
-    sides: dict[str, Callable[[], object]], loops: int = 1, repeats: int = REPEATS
-) -> dict[str, list[float]]:
-    """Seconds of each side, which run in turn after one warm-up each; `loops` calls are one sample, divided."""
-    for side in sides.values():
-        side()
-    times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, side in sides.items():
-            start = time.perf_counter()
-            for _ in range(loops):
-                side()
-            times[name].append((time.perf_counter() - start) / loops)
-    return times
-
-
-class _threads:
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __enter__(self) -> None:
-        self.before = torch.get_num_threads()
-        torch.set_num_threads(self.count)
-
-    def __exit__(self, *error: object) -> None:
-        torch.set_num_threads(self.before)
