@@ -13,11 +13,10 @@ from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
 from sparseflow_kernels.cpu_jit import function
 from sparseflow_kernels.cpu_shuffle import transpose
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import VECTORS
 
 _MATRIX = ["address", "row_stride", "feature_stride"]
-PACK = [*_MATRIX, *("y_" + name for name in _MATRIX), "sums", "later", "row", "rows", "first", "last", "tile"]
-UNPACK = ["tile", *_MATRIX, "row", "rows", "first", "last"]
+PACK = [*_MATRIX, *("y_" + name for name in _MATRIX), "sums", "later", "row", "rows", "first", "last", "tile", "width"]
+UNPACK = ["tile", "width", *_MATRIX, "row", "rows", "first", "last"]
 
 
 class Matrix:
@@ -67,13 +66,13 @@ def unpack_function(target: Target, storage: Storage) -> int:
     """Address of unpack(*`UNPACK`): copies features [first, last) of a tile to `rows` rows of the matrix."""
     module = Module(target)
     code = module.function("unpack", UNPACK)
-    tile, address, row_stride, feature_stride, *rest = code.arguments
+    tile, width, address, row_stride, feature_stride, *rest = code.arguments
     y = Matrix(code, address, row_stride, feature_stride, storage)
     with code.choice(row_stride.equals(1)) as (feature_major, row_major):
         with feature_major:
-            _unpack_features(tile, y, *rest)
+            _unpack_features(tile, width, y, *rest)
         with row_major:
-            _unpack_rows(tile, y, *rest)
+            _unpack_rows(tile, width, y, *rest)
     code.finish()
     return function(module, "unpack")
 
@@ -89,6 +88,7 @@ def _pack_features(
     first: Int,
     last: Int,
     tile: Int,
+    width: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
 
@@ -96,7 +96,7 @@ def _pack_features(
         def vector(i: Int, total: ir.Value) -> list[ir.Value]:
             mask = code.first_lanes(rows - i)
             loaded = code.where_positive(y.load(row + i, f, mask), x.load(row + i, f, mask), always)
-            code.store(loaded, tile, f * (VECTORS * lanes) + i)
+            code.store(loaded, tile, f * width + i)
             return [code.add(total, loaded)]
 
         (total,) = code.loop(0, rows, vector, [code.zeros()], step=lanes)
@@ -117,6 +117,7 @@ def _pack_rows(
     first: Int,
     last: Int,
     tile: Int,
+    width: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
 
@@ -133,7 +134,7 @@ def _pack_rows(
                 total = code.add(total, numbers)
             for j, column in enumerate(transpose(code, loaded)):
                 with code.when(f + j < last):
-                    code.store(column, tile, (f + j) * (VECTORS * lanes) + i)
+                    code.store(column, tile, (f + j) * width + i)
             return [total]
 
         (total,) = code.loop(0, rows, block, [code.zeros()], step=lanes)
@@ -144,12 +145,12 @@ def _pack_rows(
     code.loop(first, last, features, step=lanes)
 
 
-def _unpack_features(tile: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
+def _unpack_features(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
     code, lanes = y.code, y.code.lanes
 
     def feature(f: Int) -> None:
         def vector(i: Int) -> None:
-            loaded = code.load(tile, f * (VECTORS * lanes) + i)
+            loaded = code.load(tile, f * width + i)
             code.store(loaded, y.address, y.place(row + i, f), y.storage, code.first_lanes(rows - i))
 
         code.loop(0, rows, vector, step=lanes)
@@ -157,14 +158,14 @@ def _unpack_features(tile: Int, y: Matrix, row: Int, rows: Int, first: Int, last
     code.loop(first, last, feature)
 
 
-def _unpack_rows(tile: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
+def _unpack_rows(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
     code, lanes = y.code, y.code.lanes
 
     def features(f: Int) -> None:
         inside = code.first_lanes(last - f)
 
         def block(i: Int) -> None:
-            columns = [code.load(tile, (f + j).min(last - 1) * (VECTORS * lanes) + i) for j in range(lanes)]
+            columns = [code.load(tile, (f + j).min(last - 1) * width + i) for j in range(lanes)]
             numbers = transpose(code, columns)
             full = code.builder.and_(i + lanes < rows + 1, f + lanes < last + 1)
             with code.choice(full) as (whole, part):

@@ -20,12 +20,17 @@ from sparseflow_kernels.cpu_linear_forward import Forward, forward_kernel, rows_
 from sparseflow_kernels.cpu_scratch import scratch
 from sparseflow_kernels.cpu_structure import Structure
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import VECTORS, last_tile, tile_rows
+from sparseflow_kernels.cpu_tiles import VECTORS
 
 STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 200_000
+
+# Where tiles are half as wide: weights with so many features on a side, and less than this density.
+_LARGE, _FEW = 1024, 0.06
+# A feature that is read more often than this, in a batch of several tiles, is copied into a dense tile first.
+_OFTEN = 128
 
 _FORWARD = {name: number for number, name in enumerate(Forward._fields)}
 _BACKWARD = {name: number for number, name in enumerate(Backward._fields)}
@@ -47,6 +52,11 @@ class Linear:
 
     def __init__(self, structure: Structure, target: Target) -> None:
         self.structure, self.target = structure, target
+        # Batch rows of a tile. What a sparse row or column gathers comes from all over the tile, so that narrower
+        # ones, which stay in the second-level cache, are worth the more loop overhead.
+        large = max(structure.outputs, structure.inputs) > _LARGE
+        few = structure.nnz < _FEW * structure.outputs * structure.inputs
+        self.width = (VECTORS // 2 if large and few else VECTORS) * target.lanes
         self._forward: dict[object, _Call] = {}
         self._backward: dict[object, _Call] = {}
 
@@ -123,7 +133,7 @@ class Linear:
         return torch.empty_like(x) if need_dx else None, torch.zeros_like(values), dbias
 
     def _prepare_forward(self, x: Tensor, relu: bool, feature_major: bool) -> _Call:
-        structure, width = self.structure, tile_rows(self.target)
+        structure, width = self.structure, self.width
         rows, inputs, outputs = x.shape[0], structure.inputs, structure.outputs
         strides = (1, rows) if feature_major else (outputs, 1)
         storage, target = STORAGE[x.dtype], self.target
@@ -133,7 +143,7 @@ class Linear:
                 x=0,
                 x_row=x.stride(0),
                 x_feature=x.stride(1),
-                x_ready=self._gatherable(x),
+                x_ready=self._gatherable(x, structure.inputs),
                 y=0,
                 y_row=strides[0],
                 y_feature=strides[1],
@@ -153,16 +163,17 @@ class Linear:
                 y_tile=x_bytes,
                 gathered=x_bytes + y_bytes,
                 scratch=0,
+                width=width,
                 pack=pack_function(target, storage),
                 unpack=unpack_function(target, storage),
-                full_tile=rows_function(target, VECTORS) if rows > width else 0,
-                last_tile=rows_function(target, last_tile(target, rows)),
+                full_tile=rows_function(target, width // target.lanes) if rows > width else 0,
+                last_tile=rows_function(target, self._last_tile(rows)),
             )
         )
         return _Call(prepared, (rows, outputs), strides, x_bytes + y_bytes + 4 * structure.nnz, self._alone(rows))
 
     def _prepare_backward(self, dy: Tensor, x: Tensor, y: Tensor | None, need_dx: bool) -> _Call:
-        structure, width = self.structure, tile_rows(self.target)
+        structure, width = self.structure, self.width
         rows, inputs, outputs = x.shape[0], structure.inputs, structure.outputs
         feature_major = _is_feature_major(x)
         in_place = feature_major and x.dtype == torch.float32
@@ -174,7 +185,7 @@ class Linear:
                 g=0,
                 g_row=dy.stride(0),
                 g_feature=dy.stride(1),
-                g_ready=y is None and self._gatherable(dy),
+                g_ready=y is None and self._gatherable(dy, structure.outputs),
                 y=0,
                 y_row=0 if y is None else y.stride(0),
                 y_feature=0 if y is None else y.stride(1),
@@ -200,10 +211,11 @@ class Linear:
                 x_tile=g_bytes,
                 d_tile=g_bytes + x_bytes,
                 scratch=0,
+                width=width,
                 pack=pack_function(target, storage),
                 unpack=unpack_function(target, storage),
-                full_tile=columns_function(target, VECTORS, need_dx) if rows > width else 0,
-                last_tile=columns_function(target, last_tile(target, rows), need_dx),
+                full_tile=columns_function(target, width // target.lanes, need_dx) if rows > width else 0,
+                last_tile=columns_function(target, self._last_tile(rows), need_dx),
             )
         )
         return _Call(prepared, (rows, inputs), strides, g_bytes + 2 * x_bytes, self._alone(rows))
@@ -220,11 +232,21 @@ class Linear:
             expected = (x.shape[0], structure.outputs)
             raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
 
-    def _gatherable(self, x: Tensor) -> bool:
-        """Whether kernels may gather whole vectors of x where it is: else a tile is copied, zeros behind its rows."""
+    def _last_tile(self, rows: int) -> int:
+        """Vectors of the last of the tiles into which so many rows are cut."""
+        vectors = self.width // self.target.lanes
+        return (-(-rows // self.target.lanes) - 1) % vectors + 1
+
+    def _gatherable(self, x: Tensor, features: int) -> bool:
+        """Whether kernels gather from x where it is: else its tiles are copied, with zeros behind the last row.
+
+        A copy of a larger batch pays where each feature is read so often that a dense tile's better use of the cache
+        outweighs it.
+        """
         rows = x.shape[0]
-        full = rows % self.target.lanes == 0 and rows <= tile_rows(self.target)
-        return full and _is_feature_major(x) and x.dtype == torch.float32
+        if rows % self.target.lanes or not _is_feature_major(x) or x.dtype != torch.float32:
+            return False
+        return rows <= self.width or self.structure.nnz < _OFTEN * features
 
     def _alone(self, rows: int) -> bool:
         return self.structure.nnz * rows < _ALONE

@@ -15,7 +15,7 @@ from sparseflow_kernels.cpu_copies import Matrix
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
 from sparseflow_kernels.cpu_jit import Kernel, barrier, function, kernel
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import VECTORS, Products, balanced_share, share, sums_and_products
+from sparseflow_kernels.cpu_tiles import Products, balanced_share, share, sums_and_products
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Backward(NamedTuple, Generic[T]):
 
     `y` is the output of the ReLU, where there was one: g counts where y is above 0.
     `pack`, `unpack`, `full_tile`, `last_tile`: addresses of functions, the last two for tiles of their sizes.
-    The tiles are offsets in bytes from `scratch`.
+    The tiles are offsets in bytes from `scratch`, and hold `width` rows.
     `*_ready`: 1 where a matrix is feature-major float32, and may be gathered from or stored to where it is.
     """
 
@@ -58,6 +58,7 @@ class Backward(NamedTuple, Generic[T]):
     x_tile: T
     d_tile: T
     scratch: T
+    width: T
     pack: T
     unpack: T
     full_tile: T
@@ -81,6 +82,7 @@ class _Columns(NamedTuple, Generic[T]):
     blocks: T
     inputs: T
     rows: T
+    width: T
     first: T
     last: T
     later: T
@@ -105,7 +107,7 @@ def columns_function(target: Target, vectors: int, need_dx: bool) -> int:
 def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
     a = Backward(*arguments)
     a = a._replace(g_tile=a.scratch + a.g_tile, x_tile=a.scratch + a.x_tile, d_tile=a.scratch + a.d_tile)
-    width = VECTORS * code.lanes
+    width = a.width
     first, last = balanced_share(code, a.work, a.inputs, thread, threads)
     pack_first, pack_last = share(code, a.outputs, thread, threads, code.lanes)
     g_ready, x_ready, d_ready = a.g_ready >= 1, a.x_ready >= 1, a.d_ready >= 1
@@ -118,11 +120,11 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
                 _feature_sums(Matrix(code, a.g, a.g_row, a.g_feature), row, rows, pack_first, pack_last, a.bias_sums)
             with copied:
                 y = [a.y, a.y_row, a.y_feature]
-                where = [row, rows, pack_first, pack_last, a.g_tile]
+                where = [row, rows, pack_first, pack_last, a.g_tile, width]
                 code.call_address(a.pack, a.g, a.g_row, a.g_feature, *y, a.bias_sums, later, *where)
         with code.when(a.x_ready.equals(0)):
             nothing = [0] * 5
-            code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, row, rows, first, last, a.x_tile)
+            code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, row, rows, first, last, a.x_tile, width)
         barrier(code, threads)
         columns: _Columns[Index] = _Columns(
             g=code.either(g_ready, a.g + row * 4, a.g_tile),
@@ -139,13 +141,14 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
             blocks=a.blocks,
             inputs=a.inputs,
             rows=rows,
+            width=width,
             first=first,
             last=last,
             later=later,
         )
         code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *columns)
         with code.when(code.builder.and_(a.d >= 1, a.d_ready.equals(0))):
-            code.call_address(a.unpack, a.d_tile, a.d, a.d_row, a.d_feature, row, rows, first, last)
+            code.call_address(a.unpack, a.d_tile, width, a.d, a.d_row, a.d_feature, row, rows, first, last)
         barrier(code, threads)
 
     code.loop(0, a.rows, tile, step=width)
@@ -168,7 +171,7 @@ def _feature_sums(g: Matrix, row: Int, rows: Int, first: Int, last: Int, sums: I
 
 def _write_columns(code: Code, a: _Columns[Int], count: int, need_dx: bool) -> None:
     """The columns [first, last) of the weight, on one tile of `count` vectors."""
-    lanes, width = code.lanes, VECTORS * code.lanes
+    lanes, width = code.lanes, a.width
     places = [j * lanes for j in range(count)]
     tail = code.first_lanes(a.rows - (count - 1) * lanes)
     masks = [None] * (count - 1) + [tail]

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
 from sparseflow_kernels.cpu_jit import Kernel, barrier, function, kernel
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import VECTORS, balanced_share, share, weighted_sums
+from sparseflow_kernels.cpu_tiles import balanced_share, share, weighted_sums
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ class Forward(NamedTuple, Generic[T]):
     """What the kernel is called with: addresses, strides and sizes in elements.
 
     `pack`, `unpack`, `full_tile`, `last_tile`: addresses of functions, the last two for tiles of their sizes.
-    The tiles are offsets in bytes from `scratch`.
+    The tiles are offsets in bytes from `scratch`, and hold `width` rows.
     `*_ready`: 1 where a matrix is feature-major float32, and may be gathered from or stored to where it is.
     """
 
@@ -48,6 +48,7 @@ class Forward(NamedTuple, Generic[T]):
     y_tile: T
     gathered: T
     scratch: T
+    width: T
     pack: T
     unpack: T
     full_tile: T
@@ -70,6 +71,7 @@ class _Rows(NamedTuple, Generic[T]):
     bias: T
     relu: T
     rows: T
+    width: T
     first: T
     last: T
 
@@ -93,7 +95,7 @@ def rows_function(target: Target, vectors: int) -> int:
 def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
     a = Forward(*arguments)
     a = a._replace(x_tile=a.scratch + a.x_tile, y_tile=a.scratch + a.y_tile, gathered=a.scratch + a.gathered)
-    width = VECTORS * code.lanes
+    width = a.width
     first, last = balanced_share(code, a.work, a.outputs, thread, threads)
     pack_first, pack_last = share(code, a.inputs, thread, threads, code.lanes)
     _gather_weights(code, a, first, last)
@@ -103,7 +105,7 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
         rows = (a.rows - row).min(width)
         with code.when(a.x_ready.equals(0)):
             nothing = [0] * 5
-            where = [row, rows, pack_first, pack_last, a.x_tile]
+            where = [row, rows, pack_first, pack_last, a.x_tile, width]
             code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, *where)
         barrier(code, threads)
         rows_call: _Rows[Index] = _Rows(
@@ -120,12 +122,13 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
             bias=a.bias,
             relu=a.relu,
             rows=rows,
+            width=width,
             first=first,
             last=last,
         )
         code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *rows_call)
         with code.when(a.y_ready.equals(0)):
-            code.call_address(a.unpack, a.y_tile, a.y, a.y_row, a.y_feature, row, rows, first, last)
+            code.call_address(a.unpack, a.y_tile, width, a.y, a.y_row, a.y_feature, row, rows, first, last)
         # Nobody may overwrite the tile of x while somebody still reads it.
         barrier(code, threads)
 
@@ -148,7 +151,7 @@ def _gather_weights(code: Code, a: Forward[Int], first: Int, last: Int) -> None:
 
 def _write_rows(code: Code, a: _Rows[Int], count: int) -> None:
     """The rows [first, last) of the weight, on one tile of `count` vectors."""
-    lanes, width = code.lanes, VECTORS * code.lanes
+    lanes, width = code.lanes, a.width
     places = [j * lanes for j in range(count)]
     tail = code.first_lanes(a.rows - (count - 1) * lanes)
     nothing = code.buffer(1)

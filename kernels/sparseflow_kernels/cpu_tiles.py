@@ -18,20 +18,9 @@ from llvmlite import ir
 
 from sparseflow_kernels.cpu_ir import Code, Index, Int
 from sparseflow_kernels.cpu_shuffle import sums
-from sparseflow_kernels.cpu_target import Target
 
 # Accumulators of a tile: enough to hide the latency of a multiply-add, few enough for sixteen registers.
 VECTORS = 8
-
-
-def tile_rows(target: Target) -> int:
-    """Batch rows that a tile holds."""
-    return VECTORS * target.lanes
-
-
-def last_tile(target: Target, rows: int) -> int:
-    """Vectors of the last of the tiles into which so many batch rows are cut; the others have `VECTORS`."""
-    return (-(-rows // target.lanes) - 1) % VECTORS + 1
 
 
 def weighted_sums(
