@@ -125,7 +125,8 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
         with code.when(a.x_ready.equals(0)):
             nothing = [0] * 5
             code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, row, rows, first, last, a.x_tile, width)
-        barrier(code, threads)
+        with code.when(a.g_ready.equals(0)):
+            barrier(code, threads)
         columns: _Columns[Index] = _Columns(
             g=code.either(g_ready, a.g + row * 4, a.g_tile),
             stride=code.either(g_ready, a.g_feature, width),
@@ -149,7 +150,9 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
         code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *columns)
         with code.when(code.builder.and_(a.d >= 1, a.d_ready.equals(0))):
             code.call_address(a.unpack, a.d_tile, width, a.d, a.d_row, a.d_feature, row, rows, first, last)
-        barrier(code, threads)
+        # Nobody may overwrite the tile of g while somebody still reads it.
+        with code.when(code.builder.and_(a.g_ready.equals(0), row + width < a.rows)):
+            barrier(code, threads)
 
     code.loop(0, a.rows, tile, step=width)
 

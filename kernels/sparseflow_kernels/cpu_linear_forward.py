@@ -107,7 +107,7 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
             nothing = [0] * 5
             where = [row, rows, pack_first, pack_last, a.x_tile, width]
             code.call_address(a.pack, a.x, a.x_row, a.x_feature, *nothing, *where)
-        barrier(code, threads)
+            barrier(code, threads)
         rows_call: _Rows[Index] = _Rows(
             x=code.either(x_ready, a.x + row * 4, a.x_tile),
             stride=code.either(x_ready, a.x_feature, width),
@@ -130,7 +130,8 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
         with code.when(a.y_ready.equals(0)):
             code.call_address(a.unpack, a.y_tile, width, a.y, a.y_row, a.y_feature, row, rows, first, last)
         # Nobody may overwrite the tile of x while somebody still reads it.
-        barrier(code, threads)
+        with code.when(code.builder.and_(a.x_ready.equals(0), row + width < a.rows)):
+            barrier(code, threads)
 
     code.loop(0, a.rows, tile, step=width)
 
