@@ -46,10 +46,13 @@ def _plans_of(recorded: dict[str, Any], recipe: Recipe) -> dict[int, dict[int, P
     }
 
 
-def plan_recipe(recipe: Recipe, density: float) -> Plan:
-    """The plan of a recipe's model at a density, with the recipe's allocation, at its batch size."""
+def plan_recipe(recipe: Recipe, density: float, fresh: bool = False) -> Plan:
+    """The plan of a recipe's model at a density, with the recipe's allocation, at its batch size.
+
+    With `fresh` everything is timed anew, whatever timings are kept on disk.
+    """
     trainer = make_trainer(recipe, recipe.seeds[0])
     spec = recipe.pruning
     allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
     masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
-    return plan(trainer.model, masks, trainer.sample(), recipe.backend)
+    return plan(trainer.model, masks, trainer.sample(), recipe.backend, fresh)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ALLOTTED = {"lint": 60, "foundation": 90}
+ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80}
 SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
 
 
@@ -30,12 +30,21 @@ def lint() -> bool:
     return all([process.wait() == 0 for process in slow] + quick)
 
 
+# Whatever is not named here belongs to the foundation.
+CPU = ["tests/kernels", "tests/test_bench.py", "tests/test_third_party.py"]
+
+
 def foundation() -> bool:
-    """Masks, hardware, files, training, data, command line and documentation, on two processes."""
-    return _run("pytest", "-n", "2", "--dist", "worksteal", "tests")
+    """Masks, hardware, files, training, data, command line and documentation."""
+    return _tests("tests", *(f"--ignore={path}" for path in CPU))
 
 
-AREAS = {"lint": lint, "foundation": foundation}
+def cpu() -> bool:
+    """The sparse CPU kernels, their bench, and a backend of somebody else's."""
+    return _tests(*CPU)
+
+
+AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu}
 
 
 def main(names: list[str]) -> int:
@@ -57,6 +66,10 @@ def main(names: list[str]) -> int:
     failed = sum(not passed for passed, _ in results.values())
     print(f"areas: {len(results) - failed} passed, {failed} failed", flush=True)
     return 1 if failed else 0
+
+
+def _tests(*arguments: str) -> bool:
+    return _run("pytest", "-n", "2", "--dist", "worksteal", *arguments)
 
 
 def _command(name: str, arguments: tuple[str, ...]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -24,7 +25,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Row:
-    """What was chosen for one weight, and what the alternatives would have cost."""
+    """What was chosen for one weight, and what the alternatives would have cost.
+
+    `relus` names the nn.ReLU modules whose work the layer does itself; `feature_major` says that its output keeps the
+    batch contiguous. `crossover` is the density at which the runner-up would win, None where it never does.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -33,6 +38,14 @@ class Row:
     layout: str
     reason: str
     candidates: tuple[Candidate, ...] = ()
+    relus: tuple[str, ...] = ()
+    feature_major: bool = False
+    crossover: float | None = None
+
+    @property
+    def relu(self) -> bool:
+        """Whether the layer applies max(0, y) to its own output."""
+        return bool(self.relus)
 
 
 @dataclass(frozen=True)
@@ -75,11 +88,26 @@ class Plan:
             lines.append(_line(row.name, f"{row.density:.2%}", row.backend, row.reason))
             lines.extend(_candidate_line(candidate) for candidate in row.candidates)
         lines.extend(_line(name, "100%", "(dense)", reason) for name, reason in self.left_dense.items())
-        return "\n".join(lines)
+        return "\n".join([*lines, self._summary()])
+
+    def _summary(self) -> str:
+        counts = Counter(row.backend for row in self.rows)
+        parts = [", ".join(f"{count} of {len(self.rows)} layers on {name}" for name, count in counts.most_common())]
+        chained = sum(row.feature_major for row in self.rows)
+        fused = [row.name for row in self.rows if row.relu]
+        if chained:
+            parts.append(f"{_outputs(chained)} feature-major to the next layer")
+        if fused:
+            parts.append(f"{_outputs(len(fused))} rectified inside the layer")
+        return "; ".join(part for part in parts if part)
 
 
 def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def _outputs(count: int) -> str:
+    return "1 output" if count == 1 else f"{count} outputs"
 
 
 def _row(data: Mapping[str, object]) -> Row:
@@ -88,7 +116,7 @@ def _row(data: Mapping[str, object]) -> Row:
         Candidate(c["backend"], None if c["cost"] is None else Cost(**c["cost"]), c["reason"])  # type: ignore[index]
         for c in row.candidates
     )
-    return replace(row, shape=tuple(row.shape), candidates=candidates)
+    return replace(row, shape=tuple(row.shape), candidates=candidates, relus=tuple(row.relus))
 
 
 def _line(name: str, density: str, backend: str, why: str) -> str:

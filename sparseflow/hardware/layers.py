@@ -9,7 +9,7 @@ Shapes: B rows, I in, O out, C channels, Z values (nnz and padding).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.backends.base import FusedOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
-from sparseflow.hardware.product import autocast_dtype, autocasts, handle_of, product, unpack
+from sparseflow.hardware.product import autocast_dtype, autocasts, fused_product, handle_of, product, unpack
+from sparseflow.hardware.relu import mark_rectified
 from sparseflow.hardware.workload import Geometry
 
 
@@ -31,6 +33,9 @@ class SparseLayer(nn.Module):
     there for parents that look at it. State dicts hold `weight_values` (the kept weights in row-major order of the
     dense parameter) and `weight_mask` (bits, little order), whatever the backend; loading takes those or a dense
     `weight`, of which the layer's own mask keeps its places.
+
+    With `relu` the layer applies max(0, y) to its own output. With `feature_major` it gives that output with the
+    batch contiguous, where its backend can: for layers whose output goes to another such layer. `sparsify` sets both.
     """
 
     values: nn.Parameter
@@ -49,11 +54,13 @@ class SparseLayer(nn.Module):
         super().__init__()
         self.backend = backend
         self.values = values
-        self.bias = bias
+        self.register_parameter("bias", bias)
         self.geometry = geometry
         # The shape of the dense parameter; transformers' Conv1D stores (in, out).
         self.weight_shape = shape
         self.transposed = transposed
+        self.relu = False
+        self.feature_major = False
         self.dense_gradient: DenseGradient | None = None
         self._install(op)
         watch(self)
@@ -112,20 +119,29 @@ class SparseLayer(nn.Module):
     def _install(self, op: SparseOp) -> None:
         self._op = op
         self._handle = handle_of(op)
+        self._fused = isinstance(op, FusedOp)
 
     def _stored(self, tensor: Tensor) -> Tensor:
         # Its own inverse: between the dense parameter's shape and the logical (O, I) that backends see.
         return tensor.t() if self.transposed else tensor
 
+    def _description(self) -> str:
+        flags = "".join(f", {name}=True" for name in ("relu", "feature_major") if getattr(self, name))
+        return f"nnz={self.op.nnz:,}, backend={self.backend!r}{flags}"
+
     def _product(self, x: Tensor) -> Tensor:
-        values: Tensor = self.values
-        bias: Tensor | None = self.bias
+        # From where nn.Module keeps them: its look-up of an attribute takes half a microsecond.
+        parameters = self._parameters
+        values, bias = cast(Tensor, parameters["values"]), cast("Tensor | None", parameters["bias"])
         if autocasts(x.device.type):
             x, values = x.to(autocast_dtype(x)), values.to(autocast_dtype(values))
             bias = None if bias is None else bias.to(autocast_dtype(bias))
         if x.dtype != values.dtype:
             raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
-        return product(x, values, bias, self._handle, self.dense_gradient)
+        if self._fused:
+            return fused_product(x, values, bias, self._handle, self.dense_gradient, self.relu, self.feature_major)
+        y = product(x, values, bias, self._handle, self.dense_gradient)
+        return torch.relu(y) if self.relu else y
 
     # How nn.Module lets a layer move, copy and load: the indices go with the values.
 
@@ -224,12 +240,17 @@ class SparseLinear(SparseLayer):
                 f"{type(self).__name__}: expected inputs of width {self.in_features}, got {tuple(x.shape)}"
             )
         if x.dim() == 2:
-            return self._product(x)
-        y_BO = self._product(x.reshape(-1, self.in_features))
-        return y_BO.view(*x.shape[:-1], self.out_features)
+            y = self._product(x)
+        else:
+            # Feature-major tensors of any rank are views of such matrices, so neither line copies them. Inside of
+            # the autograd Function it would cost more, and in-place operations on the output would be refused.
+            y = self._product(x.reshape(-1, self.in_features)).view(*x.shape[:-1], self.out_features)
+        if self.relu:
+            mark_rectified(y)
+        return y
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, nnz={self.op.nnz:,}, backend={self.backend!r}"
+        return f"{self.in_features}, {self.out_features}, {self._description()}"
 
 
 class SparseConv2d(SparseLayer):
@@ -269,9 +290,13 @@ class SparseConv2d(SparseLayer):
         if self.extra_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x_BCHW = F.pad(x_BCHW, self.extra_padding, mode=mode)
-        y_BOHW = self._product(x_BCHW)
-        return y_BOHW if x.dim() == 4 else y_BOHW.squeeze(0)
+        y = self._product(x_BCHW)
+        if x.dim() == 3:
+            y = y.squeeze(0)
+        if self.relu:
+            mark_rectified(y)
+        return y
 
     def extra_repr(self) -> str:
         sizes = f"{self.in_channels}, {self.out_channels}, {tuple(self.weight_shape[2:])}"
-        return f"{sizes}, {self.geometry}, nnz={self.op.nnz:,}, backend={self.backend!r}"
+        return f"{sizes}, {self.geometry}, {self._description()}"

@@ -9,8 +9,10 @@ from statistics import median
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from sparseflow.hardware.backends import Backend, Cost, SparseOp
+from sparseflow.hardware.backends.base import FusedOp
 from sparseflow.hardware.workload import Workload
 
 # Interleaved repeats; the medians are compared. Five milliseconds a candidate and repeat bound a plan's time.
@@ -21,8 +23,10 @@ _BUDGET = 0.005
 def measure(candidates: dict[str, Backend], work: Workload) -> dict[str, Cost]:
     """Costs of the named backends for one layer, on a random mask of its density, interleaved on equal inputs.
 
-    Backward is one call in the protocol, so `wgrad` holds all of it and `dgrad` is 0. `update` is a fused Adam
-    step over the values. The global RNG is not used.
+    Each is timed as the layer would run it: a FusedOp with ReLU, bias gradient and feature-major tensors inside its
+    kernels, any other on contiguous tensors with torch's own ReLU and bias gradient beside it. Backward is one call
+    in the protocol, so `wgrad` holds all of it and `dgrad` is 0. `update` is a fused Adam step over the values. The
+    global RNG is not used.
     """
     generator = torch.Generator().manual_seed(0)
     inputs = _inputs(work, generator)
@@ -40,6 +44,7 @@ class _Inputs:
     x: Tensor
     weight: Tensor
     mask: Tensor
+    bias: Tensor | None
 
 
 def _inputs(work: Workload, generator: torch.Generator) -> _Inputs:
@@ -48,33 +53,31 @@ def _inputs(work: Workload, generator: torch.Generator) -> _Inputs:
     scores = torch.rand(weight.numel(), generator=generator)
     mask = torch.zeros(weight.numel(), dtype=torch.bool)
     mask[scores.topk(max(1, round(work.density * weight.numel()))).indices] = True
-    return _Inputs(x, weight.to(work.device, work.compute_dtype), mask.view(work.shape).to(work.device))
+    bias = torch.zeros(work.shape[0], device=work.device, dtype=work.compute_dtype) if work.bias else None
+    return _Inputs(x, weight.to(work.device, work.compute_dtype), mask.view(work.shape).to(work.device), bias)
 
 
 class _Trial:
     def __init__(self, backend: Backend, work: Workload, inputs: _Inputs) -> None:
         self.work = work
-        self.x = inputs.x
-        self.op: SparseOp = backend.pack(inputs.mask, backend.layout(work))
+        self.op = backend.pack(inputs.mask, backend.layout(work))
         self.values = self.op.pack_values(inputs.weight)
-        self.dy = torch.ones_like(self.op.forward(self.x, self.values, None))
-        master = self.values.to(work.dtype)
-        self.optimizer = torch.optim.Adam([torch.nn.Parameter(master)], lr=1e-3, fused=True)
-        self.optimizer.param_groups[0]["params"][0].grad = torch.zeros_like(master)
+        self.passes = _passes(self.op, work, inputs, self.values)
+        self.passes["update"] = _update(self.values.to(work.dtype))
         self.times: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
         self.loops = 1
 
     def warm_up(self) -> None:
         start = time.perf_counter()
-        for part in self._parts().values():
+        for part in self.passes.values():
             part()
         elapsed = time.perf_counter() - start
-        for part in self._parts().values():
+        for part in self.passes.values():
             part()
-        self.loops = max(1, min(10, int(_BUDGET / max(elapsed, 1e-6))))
+        self.loops = max(1, min(50, int(_BUDGET / max(elapsed, 1e-6))))
 
     def repeat(self) -> None:
-        for name, part in self._parts().items():
+        for name, part in self.passes.items():
             self._wait()
             start = time.perf_counter()
             for _ in range(self.loops):
@@ -92,13 +95,76 @@ class _Trial:
             measured=True,
         )
 
-    def _parts(self) -> dict[str, Callable[[], object]]:
-        return {
-            "forward": lambda: self.op.forward(self.x, self.values, None),
-            "backward": lambda: self.op.backward(self.dy, self.x, self.values, self.work.needs_dx),
-            "update": self.optimizer.step,
-        }
-
     def _wait(self) -> None:
         if self.work.device.type == "cuda":
             torch.cuda.synchronize(self.work.device)
+
+
+def _passes(op: SparseOp, work: Workload, inputs: _Inputs, values: Tensor) -> dict[str, Callable[[], object]]:
+    x, bias = inputs.x, inputs.bias
+    if not isinstance(op, FusedOp):
+        return _plain_passes(op, work, inputs, values)
+    x = _feature_major(x) if work.chained_in else x
+
+    def forward() -> Tensor:
+        return op.forward_fused(x, values, bias, work.relu, work.chained_out)
+
+    y = forward()
+    dy = _feature_major(torch.ones_like(y)) if work.chained_out else torch.ones_like(y)
+    saved = y if work.relu else None
+
+    def backward() -> object:
+        return op.backward_fused(dy, x, saved, values, work.needs_dx, work.bias)
+
+    return {"forward": forward, "backward": backward}
+
+
+def _plain_passes(op: SparseOp, work: Workload, inputs: _Inputs, values: Tensor) -> dict[str, Callable[[], object]]:
+    x, bias = inputs.x, inputs.bias
+
+    def forward() -> Tensor:
+        y = op.forward(x, values, bias)
+        return torch.relu(y) if work.relu else y
+
+    y = forward()
+    dy = torch.ones_like(y)
+
+    def backward() -> object:
+        # As autograd does it for torch.relu and as the layer does it for the bias.
+        masked = torch.ops.aten.threshold_backward(dy, y, 0) if work.relu else dy
+        dbias = masked.sum(0 if masked.dim() == 2 else (0, 2, 3)) if work.bias else None
+        return op.backward(masked, x, values, work.needs_dx), dbias
+
+    return {"forward": forward, "backward": backward}
+
+
+def _update(values: Tensor) -> Callable[[], object]:
+    gradient, first, second = (torch.zeros_like(values) for _ in range(3))
+    step = torch.ones((), device=values.device)
+
+    def update() -> None:
+        # Not torch.optim.Adam: a model has one of it, not one a layer, and the first of a process imports
+        # torch._dynamo, which takes seconds.
+        adam(
+            [values],
+            [gradient],
+            [first],
+            [second],
+            [],
+            [step],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=1e-3,
+            weight_decay=0.0,
+            eps=1e-8,
+            maximize=False,
+        )
+
+    return update
+
+
+def _feature_major(tensor: Tensor) -> Tensor:
+    # (B, O) with strides (1, B), or (B, C, H, W) stored as CHWN.
+    return tensor.movedim(0, -1).contiguous().movedim(-1, 0)

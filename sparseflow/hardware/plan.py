@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
-from sparseflow.hardware.choice import Candidate, Plan, Row, duration
+from sparseflow.hardware.choice import Candidate, Plan, Row
 from sparseflow.hardware.layers import SparseLayer
-from sparseflow.hardware.measure import measure
 from sparseflow.hardware.optimizers import check_rebindable, mark_remasked, mixes_elements, rebind, refuse_mixing
+from sparseflow.hardware.relu import pass_rectified, relus_of, restore_relus
+from sparseflow.hardware.routing import route, route_to
 from sparseflow.hardware.sample import Sample, Seen, observe
 from sparseflow.hardware.survey import Site, Survey, extra_padding_of, geometry_of, survey
-from sparseflow.hardware.swap import pack_mask, put, to_dense, to_sparse
+from sparseflow.hardware.swap import hooked, pack_mask, put, to_dense, to_sparse
+from sparseflow.hardware.timings import Timings
 from sparseflow.hardware.workload import Kind, Workload
 
 __all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify"]
@@ -24,12 +25,19 @@ __all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify"]
 _STALE = "this plan cannot be replayed here: make a new one, or resume with --replan"
 
 
-def plan(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = None, backend: str = "auto") -> Plan:
+def plan(
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    sample: Sample | None = None,
+    backend: str = "auto",
+    fresh: bool = False,
+) -> Plan:
     """Runs the model once on the sample, times the candidates of each masked layer on this machine, and chooses.
 
     `sample` is a tensor, tuple or dict as the model's forward takes it, of the size that training will use. The
-    model is not changed: RNGs, buffers and modes are restored. With a backend's name nothing is timed, and the
-    sample may be left out. `ValueError` for masks that do not fit the model.
+    model is not changed: RNGs, buffers and modes are restored. Timings are kept on disk (see `Timings`) and found
+    again unless `fresh`. With a backend's name nothing is timed, and the sample may be left out: it then tells which
+    layers form chains. `ValueError` for masks that do not fit the model.
     """
     if backend == "auto" and sample is None:
         raise ValueError(
@@ -42,19 +50,14 @@ def plan(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None = 
         name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
     }
     seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
-    timed: dict[Workload, tuple[Candidate, ...]] = {}
-    rows = []
-    for name, site in sites.items():
-        work = _workload(site, masks[name], seen[name])
-        if backend == "auto":
-            # Layers of one shape and about one density share a timing.
-            key = replace(work, density=float(f"{work.density:.1e}"))
-            if key not in timed:
-                timed[key] = _candidates(key)
-            rows.append(_choose(name, work, timed[key]))
-        else:
-            rows.append(_named(name, work, backend))
-    return Plan(tuple(rows), found.left_dense)
+    works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
+    flows = {name: one.flow for name, one in seen.items()}
+    if backend != "auto":
+        return Plan(route_to(backend, works, flows), found.left_dense)
+    timings = Timings(fresh)
+    rows = route(works, flows, timings)
+    timings.save()
+    return Plan(rows, found.left_dense)
 
 
 # `sparsify` has an argument of that name.
@@ -83,12 +86,17 @@ def sparsify(
     if optimizer is not None:
         check_rebindable(optimizer, model)
     chosen = plan if plan is not None else _plan(model, masks, sample, backend)
+    relus = relus_of(model)
     # All is checked and packed before the first layer is swapped.
     ops = {
-        name: _pack(site, masks[name], chosen.row(name), optimizer, plan is not None) for name, site in sites.items()
+        name: _pack(site, masks[name], chosen.row(name), relus, optimizer, plan is not None)
+        for name, site in sites.items()
     }
     for name, site in sites.items():
-        model = put(model, site, to_sparse(site, ops[name], chosen.row(name).backend, optimizer))
+        row = chosen.row(name)
+        layers = to_sparse(site, ops[name], row.backend, optimizer)
+        model = put(model, site, layers)
+        _chain(row, list(layers.values()), [relus[relu] for relu in row.relus])
     return model
 
 
@@ -114,6 +122,7 @@ def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
     for site in survey(model).sites.values():
         if isinstance(site.module, SparseLayer):
             model = put(model, site, to_dense(site, optimizer))
+    restore_relus(model)
     return model
 
 
@@ -144,9 +153,27 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
         mark_remasked(old_values)
 
 
-def _pack(site: Site, mask: Tensor, row: Row, optimizer: torch.optim.Optimizer | None, replayed: bool) -> SparseOp:
+def _chain(row: Row, layers: list[SparseLayer], relus: list[nn.ReLU]) -> None:
+    # Hooks, which may have come after the plan, see a layer's output and a ReLU's input as they always were.
+    if any(hooked(module) for module in (*layers, *relus)):
+        return
+    for layer in layers:
+        layer.relu, layer.feature_major = row.relu, row.feature_major
+    for relu in relus:
+        pass_rectified(relu)
+
+
+def _pack(
+    site: Site,
+    mask: Tensor,
+    row: Row,
+    relus: Mapping[str, nn.ReLU],
+    optimizer: torch.optim.Optimizer | None,
+    replayed: bool,
+) -> SparseOp:
     try:
         _check_row(site, mask, row)
+        _check_relus(row, relus)
         op = pack_mask(site, mask, row.backend, row.layout)
     except ValueError as error:
         raise ValueError(f"{error}; {_STALE}" if replayed else str(error)) from None
@@ -166,6 +193,15 @@ def _check_row(site: Site, mask: Tensor, row: Row) -> None:
         raise ValueError(f"the plan for {site.name!r} was made for {row.layout}, got {work.geometry}")
 
 
+def _check_relus(row: Row, relus: Mapping[str, nn.ReLU]) -> None:
+    for name in row.relus:
+        if name not in relus:
+            raise ValueError(
+                f"the plan has {row.name!r} do the work of an nn.ReLU called {name!r}, and this model has "
+                f"{', '.join(map(repr, relus)) or 'none'}"
+            )
+
+
 def _workload(site: Site, mask: Tensor, seen: Seen) -> Workload:
     weight = site.weight
     shape = site.shape[::-1] if site.transposed else site.shape
@@ -180,6 +216,7 @@ def _workload(site: Site, mask: Tensor, seen: Seen) -> Workload:
         density=int(mask.sum()) / mask.numel(),
         needs_dx=seen.needs_dx,
         threads=torch.get_num_threads(),
+        bias=site.module.bias is not None,
     )
 
 
@@ -188,32 +225,3 @@ def _padded(image: tuple[int, int] | None, padding: tuple[int, ...] | None) -> t
         return image
     left, right, top, bottom = padding
     return image[0] + top + bottom, image[1] + left + right
-
-
-def _candidates(work: Workload) -> tuple[Candidate, ...]:
-    names = backends.available()
-    reasons = {name: backends.get(name).unsupported(work) for name in names}
-    able = {name: backends.get(name) for name in names if reasons[name] is None}
-    if not able:
-        raise ValueError("no backend can run this layer: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
-    costs = measure(able, work) if work.rows else {name: backend.cost(work) for name, backend in able.items()}
-    return tuple(Candidate(name, costs.get(name), reasons[name]) for name in names)
-
-
-def _choose(name: str, work: Workload, candidates: tuple[Candidate, ...]) -> Row:
-    costs = {candidate.backend: candidate.cost for candidate in candidates if candidate.cost is not None}
-    order = sorted(costs, key=lambda backend: costs[backend].seconds)
-    best = order[0]
-    how = "measured" if costs[best].measured else "modelled"
-    reason = f"{how} {duration(costs[best].seconds)} a step"
-    if len(order) > 1:
-        ratio = costs[order[1]].seconds / costs[best].seconds
-        reason += f", {ratio:.2f}x faster than {order[1]}"
-    if not work.rows:
-        reason += "; the sample does not reach it"
-    layout = backends.get(best).layout(work)
-    return Row(name, work.shape, work.density, best, layout, reason, candidates)
-
-
-def _named(name: str, work: Workload, backend: str) -> Row:
-    return Row(name, work.shape, work.density, backend, backends.get(backend).layout(work), "named by the caller")

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.backends.base import FusedOp
 from sparseflow.hardware.dense_gradient import DenseGradient
 
 _OPS: WeakValueDictionary[int, SparseOp] = WeakValueDictionary()
@@ -30,6 +31,20 @@ def handle_of(op: SparseOp) -> int:
 def product(x: Tensor, values: Tensor, bias: Tensor | None, handle: int, wanted: DenseGradient | None) -> Tensor:
     """The op's forward, differentiable; its backward also adds to `wanted`, where that is given."""
     return cast(Tensor, _Product.apply(x, values, bias, handle, wanted))  # type: ignore[no-untyped-call]
+
+
+def fused_product(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    handle: int,
+    wanted: DenseGradient | None,
+    relu: bool,
+    feature_major: bool,
+) -> Tensor:
+    """As `product` for a FusedOp, which also does the ReLU, the bias gradient, and the layout of the output."""
+    y = _FusedProduct.apply(x, values, bias, handle, wanted, relu, feature_major)  # type: ignore[no-untyped-call]
+    return cast(Tensor, y)
 
 
 def autocasts(device: str) -> bool:
@@ -66,9 +81,7 @@ class _Product(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, dy: Tensor
     ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None]:
-        # torch's once_differentiable says the same, for a sixth of a small layer's backward.
-        if torch.is_grad_enabled():
-            raise RuntimeError("a sparse layer's backward cannot be differentiated again (create_graph=True)")
+        _refuse_second_order()
         x, values = ctx.saved_tensors
         dx, dvalues = ctx.op.backward(dy, x, values, ctx.needs_input_grad[0])
         dbias = None
@@ -77,6 +90,45 @@ class _Product(torch.autograd.Function):
         if ctx.wanted is not None:
             ctx.wanted.add(dy, x)
         return dx, dvalues, dbias, None, None
+
+
+class _FusedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        handle: int,
+        wanted: DenseGradient | None,
+        relu: bool,
+        feature_major: bool,
+    ) -> Tensor:
+        op = cast(FusedOp, _OPS[handle])
+        y = op.forward_fused(x, values, bias, relu, feature_major)
+        # Saved as the output that it is, so that autograd notices if somebody writes into it.
+        ctx.save_for_backward(x, values, y if relu else None)
+        ctx.op = op
+        ctx.wanted = wanted
+        return y
+
+    @staticmethod
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, dy: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor | None, None, None, None, None]:
+        _refuse_second_order()
+        x, values, y = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        dx, dvalues, dbias = ctx.op.backward_fused(dy, x, y, values, needs[0], needs[2])
+        if ctx.wanted is not None:
+            ctx.wanted.add(dy if y is None else dy * (y > 0), x)
+        return dx, dvalues, dbias, None, None, None, None
+
+
+def _refuse_second_order() -> None:
+    # torch's once_differentiable says the same, for a sixth of a small layer's backward.
+    if torch.is_grad_enabled():
+        raise RuntimeError("a sparse layer's backward cannot be differentiated again (create_graph=True)")
 
 
 class _Unpack(torch.autograd.Function):

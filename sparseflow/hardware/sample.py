@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparseflow.hardware.flow import Flow, Watch
 from sparseflow.hardware.product import autocast_dtype
 from sparseflow.hardware.workload import Kind
 
@@ -20,12 +22,16 @@ Sample = Tensor | tuple[object, ...] | Mapping[str, object]
 
 @dataclass
 class Seen:
-    """What a layer got, summed over its calls: rows, the last image size, and whether its input needs a gradient."""
+    """What a layer got, summed over its calls: rows, the last image size, and whether its input needs a gradient.
+
+    `flow` says where its output went.
+    """
 
     rows: int = 0
     image: tuple[int, int] | None = None
     needs_dx: bool = False
     dtype: torch.dtype = torch.float32
+    flow: Flow = field(default_factory=Flow)
 
 
 def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, list[nn.Module]]]) -> dict[str, Seen]:
@@ -35,18 +41,30 @@ def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, l
     modules of each weight. A layer that is not reached keeps 0 rows.
     """
     seen = {name: Seen() for name in layers}
+    # Before our own hooks: it looks who else has some.
+    watch = Watch(layers)
     hooks = [
         module.register_forward_pre_hook(_watch(seen[name], kind), with_kwargs=True)
         for name, (kind, modules) in layers.items()
         for module in modules
     ]
     try:
-        with untouched(model), torch.enable_grad():
-            call(model, sample)
+        with untouched(model), torch.enable_grad(), _eagerly():
+            with watch.hooks(model), watch:
+                output = call(model, sample)
+            flows = watch.flows(model, output)
     finally:
         for hook in hooks:
             hook.remove()
+    for name, flow in flows.items():
+        seen[name].flow = flow
     return seen
+
+
+def _eagerly() -> contextlib.AbstractContextManager[object]:
+    # A compiled model shows neither its modules nor its operations. As long as nobody has compiled anything,
+    # torch._dynamo need not be imported, which takes seconds.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _watch(seen: Seen, kind: Kind) -> Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor]], None]:

@@ -129,6 +129,11 @@ def _carry_over(source: nn.Module, target: nn.Module) -> None:
     target._is_full_backward_hook = source._is_full_backward_hook
 
 
+def hooked(module: nn.Module) -> bool:
+    """Whether anybody has hooks on the module's forward or backward."""
+    return any(getattr(module, hooks) for hooks in _HOOKS)
+
+
 def put(model: nn.Module, site: Site, layers: Mapping[int, nn.Module]) -> nn.Module:
     """Registers new layers wherever the old ones stood; returns the model, or the layer where that is the model."""
     root = model

@@ -51,7 +51,9 @@ class Workload:
 
     `shape` is the logical weight: (O, I), or (O, C / groups, height, width). `rows` counts tokens or images
     summed over the calls of a step, and `image` is the input's (H, W): what to expect, not a promise. 0 rows
-    means that nobody has looked yet.
+    means that nobody has looked yet. `bias` and `relu` say what follows the product: a bias, and a ReLU module
+    that the layer may do itself. `chained_in` and `chained_out`: where the backend can (FusedOp), the input comes
+    and the output goes feature-major, with the batch contiguous.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +66,10 @@ class Workload:
     density: float = 1.0
     needs_dx: bool = True
     threads: int = 1
+    bias: bool = False
+    relu: bool = False
+    chained_in: bool = False
+    chained_out: bool = False
 
     @property
     def weights(self) -> int:

@@ -59,9 +59,7 @@ class FusedDense:
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         raise AssertionError("this op is fused")
 
-    def forward_fused(
-        self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool
-    ) -> Tensor:
+    def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
         calls.append((relu, is_feature_major(x), feature_major))
         y = self.dense.forward(x, values, bias)
         y = y.clamp(min=0) if relu else y
@@ -88,4 +86,6 @@ def is_feature_major(tensor: Tensor) -> bool:
 
 def to_feature_major(tensor: Tensor) -> Tensor:
     """A copy, and not a view of one: autograd lets nobody write into a view that an op returns."""
-    return torch.empty_strided(tensor.shape, tensor.movedim(0, -1).contiguous().movedim(-1, 0).stride(), dtype=tensor.dtype).copy_(tensor)
+    return torch.empty_strided(
+        tensor.shape, tensor.movedim(0, -1).contiguous().movedim(-1, 0).stride(), dtype=tensor.dtype
+    ).copy_(tensor)

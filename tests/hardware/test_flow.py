@@ -88,7 +88,7 @@ class Result:
 NO_CHAINS: dict[str, Callable[[Model, Tensor], object]] = {
     "returned": lambda m, x: m.a(x),
     "returned in a dict": lambda m, x: {"y": m.b(y := m.a(x)), "features": [y]},
-    "returned in a class of the user": lambda m, x: Result(torch.relu(m.a(x))),
+    "returned in a class of the user": lambda m, x: Result([y := m.a(x), m.b(y), y.relu()][2]),
     "kept": lambda m, x: m.b(setattr(m, "kept", [y := m.a(x)]) or y),
     "not used": lambda m, x: (m.a(x), m.b(x))[1],
     "view": lambda m, x: m.b(m.a(x).view(-1, 4)),
@@ -113,6 +113,10 @@ NO_CHAINS: dict[str, Callable[[Model, Tensor], object]] = {
 def test_no_chains(name: str) -> None:
     seen = flow(NO_CHAINS[name])
     assert seen.feeds == set() and seen.relus == ()
+
+
+def test_a_sample_of_one_row_shows_no_less() -> None:
+    assert flow(lambda m, x: m.b(x + m.a(x)), (1, 4)).feeds == set()
 
 
 def test_an_input_that_comes_from_elsewhere_too_is_not_chained() -> None:
@@ -170,6 +174,13 @@ def test_hooks_see_the_output_as_it_was(hook: str) -> None:
     assert flows(model, torch.randn(3, 4))["0.weight"].relus == ()
 
 
+def test_hooks_on_a_parent_see_the_output_of_its_last_layer() -> None:
+    model = nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.ReLU())
+    assert flows(model, torch.randn(3, 4))["0.0.weight"].relus == ("1",)
+    model[0].register_forward_hook(lambda *_: None)
+    assert flows(model, torch.randn(3, 4))["0.0.weight"].relus == ()
+
+
 def test_a_weight_of_which_a_layer_was_not_called_is_left_alone() -> None:
     model = Model(lambda m, x: m.c(m.relu(m.a(x))))
     model.b.weight = model.a.weight
@@ -197,6 +208,12 @@ def test_autocast_of_the_caller_keeps_chains() -> None:
         assert flows(model, torch.randn(3, 4))["0.weight"].feeds == {"2.weight"}
 
 
+def test_a_compiled_model_shows_its_chains() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    compiled = torch.compile(model, backend=lambda graph, inputs: pytest.fail("compiled for a sample run"))
+    assert flows(compiled, torch.randn(3, 4))["0.weight"] == Flow(frozenset({"2.weight"}), relus=("1",))
+
+
 STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "add": lambda y: torch.ones(y.shape[-1]) + y,
     "clamp": lambda y: y.clamp(0, 1),
@@ -211,8 +228,22 @@ STEPS: dict[str, Callable[[Tensor], Tensor]] = {
     "clone": torch.clone,
     "detach": torch.detach,
     "dropout": lambda y: F.dropout(y, 0.5),
-    **{name: getattr(F, name) for name in "celu elu gelu hardsigmoid hardswish hardtanh mish silu softplus".split()},
-    **{name: getattr(torch, name) for name in "abs erf exp neg relu sigmoid tanh".split()},
+    "celu": F.celu,
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "hardsigmoid": F.hardsigmoid,
+    "hardswish": F.hardswish,
+    "hardtanh": F.hardtanh,
+    "mish": F.mish,
+    "silu": F.silu,
+    "softplus": F.softplus,
+    "abs": torch.abs,
+    "erf": torch.erf,
+    "exp": torch.exp,
+    "neg": torch.neg,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
 }
 
 

@@ -10,9 +10,11 @@ from networks import mlp, random_masks
 from torch import nn
 
 import sparseflow as sf
-from sparseflow.hardware import backends, measure
-from sparseflow.hardware import plan as planning
+from sparseflow.hardware import backends, measure, routing
 from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.workload import Workload
+
+pytestmark = pytest.mark.usefixtures("fused")
 
 
 @pytest.fixture
@@ -27,6 +29,7 @@ def named(model: nn.Module, backend: str = "dense-compact") -> Plan:
 @pytest.mark.usefixtures("quick")
 def test_plan_says_for_every_layer_and_backend_the_time_or_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp()
+    monkeypatch.setattr(backends.get("fused"), "unsupported", lambda work: "no fuel")
     compact = backends.get("dense-compact")
     monkeypatch.setattr(compact, "unsupported", lambda work: "no wings" if work.shape == (5, 10) else None)
     plan = sf.plan(model, random_masks(model), torch.randn(4, 12))
@@ -35,7 +38,7 @@ def test_plan_says_for_every_layer_and_backend_the_time_or_the_reason(monkeypatc
         assert [candidate.backend for candidate in row.candidates] == backends.available()
         assert all((candidate.cost is None) != (candidate.reason is None) for candidate in row.candidates)
         assert row.backend in row.layout
-        assert "measured" in row.reason
+        assert "measured now" in row.reason
     first, second = plan.rows
     costs = {candidate.backend: candidate.cost.seconds for candidate in first.candidates if candidate.cost}
     assert first.backend == min(costs, key=lambda name: costs[name])
@@ -62,30 +65,36 @@ def test_a_convolution_on_an_image_smaller_than_its_kernel_is_timed_with_its_pad
     assert all(candidate.cost and candidate.cost.measured for candidate in plan.rows[0].candidates)
 
 
+def spied_works(monkeypatch: pytest.MonkeyPatch) -> list[Workload]:
+    works: list[Workload] = []
+
+    def measure_nothing(able: dict[str, backends.Backend], work: Workload) -> dict[str, backends.Cost]:
+        works.append(work)
+        # Those further down the alphabet are slower, so that nothing comes near a crossing.
+        return {name: backends.Cost(float(place), 1.0, 1.0, 1.0, 1, True) for place, name in enumerate(sorted(able))}
+
+    monkeypatch.setattr(routing, "measure", measure_nothing)
+    return works
+
+
 def test_workload_of_a_convolution_sees_the_padded_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = {}
-    monkeypatch.setattr(planning, "_candidates", lambda work: seen.update({str(work.geometry): work}) or _fake())
+    seen = spied_works(monkeypatch)
     for mode in ("zeros", "reflect"):
         model = nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)
         sf.plan(model, random_masks(model), torch.randn(2, 3, 6, 5))
-    assert {work.positions for work in seen.values()} == {2 * 30}
-    assert len(seen) == 2
+    assert {work.positions for work in seen} == {2 * 30}
+    assert {str(work.geometry) for work in seen} == {"conv2d:s1,1:p1,1:d1,1:g1", "conv2d:s1,1:p0,0:d1,1:g1"}
 
 
-def _fake() -> tuple[planning.Candidate, ...]:
-    cost = backends.Cost(1.0, 1.0, 1.0, 1.0, 1, True)
-    return (planning.Candidate("dense", cost, None),)
-
-
-@pytest.mark.usefixtures("quick")
 def test_layers_of_one_shape_and_density_share_a_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
-    masks = {f"{i}.weight": torch.eye(8, dtype=torch.bool) for i in range(3)}
-    calls = []
-    monkeypatch.setattr(planning, "_candidates", lambda work: calls.append(work) or _fake())
-    sf.plan(model, masks, torch.randn(2, 8))
-    # The first layer's input needs no gradient, so it is timed by itself.
-    assert [work.needs_dx for work in calls] == [False, True]
+    works = spied_works(monkeypatch)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Flatten(0, 1), *[nn.Linear(8, 8) for _ in range(3)])
+    masks = {f"{i}.weight": torch.eye(8, dtype=torch.bool) for i in (0, 2, 3, 4)}
+    sf.plan(model, masks, torch.randn(2, 2, 8))
+    timed = [(work.needs_dx, work.chained_in, work.chained_out) for work in works if work.density == 0.12]
+    # The first layer's input needs no gradient; the other three are a chain, until `dense` wins and they are alike.
+    chain = [(True, False, True), (True, True, True), (True, True, False)]
+    assert timed == [(False, False, False), *chain, (True, False, False)]
 
 
 def test_plan_survives_json_and_is_replayed_untimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +105,7 @@ def test_plan_survives_json_and_is_replayed_untimed(monkeypatch: pytest.MonkeyPa
     plan = replace(plan, rows=(replace(plan.rows[0], backend="dense", layout="dense/1/linear"), *plan.rows[1:]))
     again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
     assert again == plan and str(again) == str(plan)
-    monkeypatch.setattr(planning, "measure", lambda *_: pytest.fail("timed again"))
+    monkeypatch.setattr(routing, "measure", lambda *_: pytest.fail("timed again"))
     sparse = sf.sparsify(model, masks, plan=again)
     assert {"0.weight": sparse[0].backend, "2.weight": sparse[2].backend} == again.backends
     assert sparse[0].op.layout == "dense/1/linear"
