@@ -68,10 +68,13 @@ class Linear:
         `ValueError` where a shape, dtype or device is not what the weight needs.
         """
         x = _readable(x_BI)
-        key = (x.shape, x.stride(), x.dtype, values_Z.shape, relu, feature_major)
+        bias_shape = None if bias_O is None else bias_O.shape
+        key = (x.shape, x.stride(), x.dtype, values_Z.shape, bias_shape, relu, feature_major)
         call = self._forward.get(key)
         if call is None:
             self._check(x, values_Z)
+            if bias_shape is not None and bias_shape != (self.structure.outputs,):
+                raise ValueError(f"expected a bias of shape ({self.structure.outputs},), got {tuple(bias_shape)}")
             if not x.shape[0]:
                 return x.new_empty(0, self.structure.outputs)
             call = _keep(self._forward, key, self._prepare_forward(x, relu, feature_major))

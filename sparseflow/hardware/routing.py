@@ -46,7 +46,7 @@ def route(works: Works, flows: Flows, timings: Timings) -> tuple[Row, ...]:
     """
     choose = functools.cache(lambda work: _choose(work, timings))
     fusing = _Fusing()
-    seen = chains = {name: bool(flow.feeds) for name, flow in flows.items()}
+    seen = chains = _chainable(works, flows)
     choices = {name: choose(work) for name, work in _in_chains(works, flows, chains).items()}
     for _ in range(_PASSES - 1):
         fused = fusing.of({name: choice.order[0] for name, choice in choices.items()}, works)
@@ -69,7 +69,7 @@ def route(works: Works, flows: Flows, timings: Timings) -> tuple[Row, ...]:
 
 def route_to(backend: str, works: Works, flows: Flows) -> tuple[Row, ...]:
     """A row for each weight with the backend that the caller names; nothing is timed."""
-    chains = {name: bool(flow.feeds) for name, flow in flows.items()}
+    chains = _chainable(works, flows)
     # Where nobody has looked at the model there is nothing to fuse.
     looked = any(flow != Flow() for flow in flows.values())
     fused = _Fusing().of(dict.fromkeys(works, backend), works) if looked else dict.fromkeys(works)
@@ -100,6 +100,12 @@ class _Fusing:
             mask.view(-1)[0] = True
             self._known[key] = isinstance(backend.pack(mask, key[0]), FusedOp)
         return self._known[key]
+
+
+def _chainable(works: Works, flows: Flows) -> _Chains:
+    # Convolutions take images apart in blocks of their own, which batch-contiguous strides do not help; and between
+    # most of them stand norms, which give back the standard layout anyway.
+    return {name: bool(flow.feeds) and works[name].geometry.kind == "linear" for name, flow in flows.items()}
 
 
 def _in_chains(works: Works, flows: Flows, chains: _Chains) -> dict[str, Workload]:

@@ -1,20 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from broken_backends import Good, WithFault
 from torch import Tensor
 
 import sparseflow as sf
 from sparseflow import testing
 from sparseflow.hardware import backends
-from sparseflow.hardware.backends import Cost, SparseOp
-from sparseflow.hardware.backends.dense import CompactOp, DenseCompact
+from sparseflow.hardware.backends import SparseOp
+from sparseflow.hardware.backends.dense import CompactOp
 from sparseflow.hardware.workload import Geometry, Workload
 
 
@@ -31,27 +30,6 @@ def test_ours_are_available() -> None:
 def test_unknown_name_lists_the_choices_and_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no backend 'dens'.*did you mean 'dense'.*available: .*dense, dense-compact"):
         backends.get("dens")
-
-
-class Good(DenseCompact):
-    """A third party's backend: ours under another name. Only small linear layers, so that the kit is quick."""
-
-    name = "good"
-
-    def unsupported(self, work: Workload) -> str | None:
-        small = work.geometry == Geometry() and work.dtype == torch.float32 and work.shape == (7, 33)
-        return None if small else "only one little layer"
-
-    def layout(self, work: Workload) -> str:
-        return f"good/1/{work.geometry}"
-
-    def cost(self, work: Workload) -> Cost:
-        return Cost(forward=1.0, dgrad=1.0, wgrad=1.0, update=1.0, bytes=1, measured=False)
-
-    def pack(self, mask: Tensor, layout: str) -> CompactOp:
-        if not layout.startswith("good/1/"):
-            raise ValueError(f"not a layout of good: {layout}")
-        return CompactOp(layout, tuple(mask.shape), mask.flatten().nonzero().squeeze(1))
 
 
 def entry(value: str) -> EntryPoint:
@@ -114,80 +92,9 @@ def test_a_right_backend_passes() -> None:
     testing.check_backend(Good())
 
 
-@dataclass(frozen=True, eq=False)
-class Broken(CompactOp):
-    """CompactOp with one rule broken."""
-
-    fault: str = ""
-
-    @property
-    def nnz(self) -> int:
-        return super().nnz + (self.fault == "nnz")
-
-    def pack_values(self, weight: Tensor) -> Tensor:
-        values = super().pack_values(weight)
-        if self.fault == "padding":
-            return torch.cat([values, values[:1]])
-        return values + 1 if self.fault == "pack" else values
-
-    def unpack_values(self, values: Tensor) -> Tensor:
-        if self.fault == "padding":
-            values = values[:-1] + 0 * values[-1]
-        dense = super().unpack_values(values)
-        return torch.where(dense == 0, -0.0, dense) if self.fault == "sign" else dense
-
-    def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        if self.fault == "writes x":
-            x.mul_(2)
-        if self.fault == "strides":
-            x = x.as_strided(x.shape, (x.shape[1], 1))
-        if self.fault == "state":
-            CACHE["x"] = x
-        return F.linear(x, self.unpack_values(values), None if self.fault == "bias" else bias)
-
-    def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
-        if self.fault == "state":
-            x = CACHE["x"][: x.shape[0]]
-        dvalues = self.pack_values(dy.t() @ x) * (1.001 if self.fault == "gradient" else 1.0)
-        wanted = (need_dx or self.fault == "useless dx") and self.fault != "dx"
-        return dy @ self.unpack_values(values) if wanted else None, dvalues
-
-    def with_tensors(self, tensors: dict[str, Tensor]) -> Broken:
-        return replace(self, index=tensors["index"].flip(0) if self.fault == "tensors" else tensors["index"])
-
-
-CACHE: dict[str, Tensor] = {}
-
-
-class WithFault(Good):
-    def __init__(self, fault: str) -> None:
-        self.fault = fault
-        self.calls = 0
-
-    def unsupported(self, work: Workload) -> str | None:
-        return "broken" if self.fault == "nothing" else super().unsupported(work)
-
-    def layout(self, work: Workload) -> str:
-        self.calls += 1
-        layouts = {"layout name": "goo/1/linear", "geometry": "good/1", "impure": f"good/1/linear/{self.calls}"}
-        return layouts.get(self.fault, super().layout(work))
-
-    def cost(self, work: Workload) -> Cost:
-        return replace(super().cost(work), forward=float("inf")) if self.fault == "cost" else super().cost(work)
-
-    def pack(self, mask: Tensor, layout: str) -> CompactOp:
-        if self.fault != "any layout" and not layout.startswith("goo"):
-            raise ValueError(layout)
-        if self.fault == "writes mask":
-            mask.view(-1)[-1] = True
-        index = mask.flatten().nonzero().squeeze(1)
-        if self.fault == "random":
-            index = index[torch.randperm(len(index))]
-        return Broken(layout, tuple(mask.shape), index, self.fault)
-
-
 FAULTS = {
     "nothing": "supports at least one layer",
+    "wordless": "unsupported gives its reason in words",
     "layout name": "layout begins with the backend's name",
     "geometry": r"is str\(geometry\)",
     "impure": "layout is a pure function",
@@ -199,14 +106,43 @@ FAULTS = {
     "pack": "is the masked weight",
     "padding": "padding is zero after pack_values",
     "sign": r"unpack to \+0.0",
+    "tensors": r"with_tensors\(tensors\(\)\) gives the same op",
     "writes x": "leave their inputs alone",
-    "strides": "forward, strided x",
-    "bias": "forward, contiguous x agrees",
+    "writes dy": "leave their inputs alone",
+    "writes beside x": "and the memory around them",
+    "rows only": "forward without bias, x and dy slices of wider tensors is finite",
+    "mixes features": "forward without bias, feature-major x agrees",
+    "dense dy": "dvalues, expanded dy is finite",
+    "reads beyond": "forward, 7 rows is finite",
+    "large batch": "forward, 129 rows agrees",
+    "y strides": "contiguous y for a contiguous x",
+    "bias": "forward, 7 rows agrees",
     "state": "after two forwards",
+    "forward noise": "forward gives the same bits",
+    "backward noise": "backward gives the same bits",
     "useless dx": "None for dx where it is not needed",
     "dx": "backward gives dx where it is needed",
-    "gradient": "dvalues, contiguous x agrees",
-    "tensors": r"with_tensors\(tensors\(\)\) gives the same op",
+    "gradient": "dvalues, contiguous x and dy agrees",
+    "needs dx": "dvalues, contiguous x and dy, without dx agrees",
+    "no empty batch": "an op takes an empty batch: RuntimeError: no rows",
+    "any width": "forward, x too narrow is a ValueError: it was taken",
+    "any length": "backward, too many values is a ValueError: it was taken",
+}
+
+FUSED_FAULTS = {
+    "fused relu": "forward_fused, ReLU, no bias, contiguous x, contiguous y agrees",
+    "fused bias": "forward_fused, bias, contiguous x, contiguous y agrees",
+    "fused noise": "forward_fused gives the same bits",
+    "always feature-major": "forward_fused gives a contiguous y unless",
+    "never feature-major": "forward_fused gives a feature-major y where",
+    "fused dx": "gives dx and dbias where needed, else None: no bias, without dx",
+    "useless dbias": "gives dx and dbias where needed, else None: no bias, contiguous x",
+    "dbias": "dbias, bias, contiguous x, contiguous dy agrees",
+    "dx strides": "feature-major dx where x is",
+    "relu gradient": "fused dvalues, ReLU, no bias, contiguous x, contiguous dy agrees",
+    "relu at zero": "dbias, ReLU, bias, contiguous x, contiguous dy agrees",
+    "y strides assumed": "fused dvalues, ReLU, no bias, feature-major x, contiguous dy agrees",
+    "relu in place": "fused calls leave their inputs alone",
 }
 
 
@@ -214,6 +150,27 @@ FAULTS = {
 def test_each_broken_rule_is_found(fault: str) -> None:
     with pytest.raises(AssertionError, match=FAULTS[fault]):
         testing.check_backend(WithFault(fault))
+
+
+@pytest.mark.parametrize("fault", FUSED_FAULTS)
+def test_each_broken_rule_of_a_fused_op_is_found(fault: str) -> None:
+    with pytest.raises(AssertionError, match=FUSED_FAULTS[fault]):
+        testing.check_backend(WithFault(fault, fused=True))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_right_op_passes_where_only_faults_are_added(fused: bool) -> None:
+    testing.check_backend(WithFault("", fused))
+
+
+def test_error_of_an_op_names_the_layer() -> None:
+    class Raises(Good):
+        def pack(self, mask: Tensor, layout: str) -> CompactOp:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order") as error:
+        testing.check_backend(Raises())
+    assert error.value.__notes__ == ["backend 'good', linear, (7, 33), torch.float32, cpu, 231 weights kept"]
 
 
 def test_kit_leaves_the_rng_alone() -> None:

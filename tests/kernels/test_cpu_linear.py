@@ -144,6 +144,8 @@ def test_values_of_another_length_are_refused() -> None:
     values = case.native(case.weight)
     with pytest.raises(ValueError, match=f"expected {values.numel()} values, got shape"):
         case.linear.forward(case.x, values[1:], None, False, False, 1)
+    with pytest.raises(ValueError, match=r"expected a bias of shape \(33,\), got \(32,\)"):
+        case.linear.forward(case.x, values, case.bias[1:], False, False, 1)
     with pytest.raises(ValueError, match=r"dy: expected \(60, 33\)"):
         case.linear.backward(case.dy[1:], case.x, None, values, True, True, 1)
 

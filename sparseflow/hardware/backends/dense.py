@@ -83,10 +83,14 @@ class DenseOp:
         return torch.where(self.mask, values, 0.0)
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        return _forward(_geometry(self.layout), x, values, bias)
+        geometry = _geometry(self.layout)
+        _check(geometry, x, values, self.mask.shape, self.mask.shape)
+        return _forward(geometry, x, values, bias)
 
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
-        dx, dweight = _backward(_geometry(self.layout), dy, x, lambda: values, values.shape, need_dx)
+        geometry = _geometry(self.layout)
+        _check(geometry, x, values, self.mask.shape, self.mask.shape)
+        dx, dweight = _backward(geometry, dy, x, lambda: values, values.shape, need_dx)
         if self.nnz < self.mask.numel():
             dweight.view(_INTEGERS[dweight.itemsize]).bitwise_and_(self._kept_bits(dweight.itemsize))
         return dx, dweight
@@ -127,10 +131,13 @@ class CompactOp:
         return scratch.scatter_(0, self.index, values).view(self.shape)
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
-        return _forward(_geometry(self.layout), x, self.unpack_values(values), bias)
+        geometry = _geometry(self.layout)
+        _check(geometry, x, values, self.index.shape, self.shape)
+        return _forward(geometry, x, self.unpack_values(values), bias)
 
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         geometry = _geometry(self.layout)
+        _check(geometry, x, values, self.index.shape, self.shape)
         # The scratch weight is made anew rather than saved: between forward and backward only nnz values stay.
         dx, dweight = _backward(geometry, dy, x, lambda: self.unpack_values(values), self.shape, need_dx)
         return dx, self.pack_values(dweight)
@@ -154,6 +161,14 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _check_layout(name: str, layout: str) -> None:
     if not layout.startswith(f"{name}/1/"):
         raise ValueError(f"backend {name!r}: expected a layout that begins with '{name}/1/', got {layout!r}; plan anew")
+
+
+def _check(geometry: Geometry, x: Tensor, values: Tensor, expected: tuple[int, ...], weight: tuple[int, ...]) -> None:
+    width = weight[1] * geometry.groups
+    if x.shape[1] != width:
+        raise ValueError(f"expected x with {width} features or channels, got shape {tuple(x.shape)}")
+    if values.shape != expected:
+        raise ValueError(f"expected values of shape {tuple(expected)}, got {tuple(values.shape)}")
 
 
 def _forward(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
