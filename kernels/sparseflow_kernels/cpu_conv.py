@@ -27,7 +27,7 @@ _STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "b
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 200_000
 # Image and batch sizes that a convolution remembers.
-_REMEMBERED = 16
+_REMEMBERED = 6
 
 _FORWARD = {name: number for number, name in enumerate(ConvForward._fields)}
 _BACKWARD = {name: number for number, name in enumerate(ConvBackward._fields)}
@@ -54,16 +54,25 @@ class Conv:
         self._forward: dict[object, _Call] = {}
         self._backward: dict[object, _Call] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the indices that it has made for the image sizes seen so far."""
+        calls = [*self._forward.values(), *self._backward.values()]
+        return sum({call.offsets.data_ptr(): call.offsets.nbytes for call in calls}.values())
+
     def forward(self, x: Tensor, values_Z: Tensor, bias_O: Tensor | None, relu: bool, threads: int) -> Tensor:
         """relu(conv(x) + b), (N, O, H', W'), contiguous and of x's dtype.
 
         `ValueError` where a shape, dtype or device is not what the weight needs.
         """
-        key = (x.shape, x.dtype, values_Z.shape, relu, bias_O is None, threads)
+        bias_shape = None if bias_O is None else bias_O.shape
+        key = (x.shape, x.dtype, x.device, values_Z.shape, relu, bias_shape, threads)
         call = self._forward.get(key)
         if call is None:
             self._check(x, values_Z)
-            call = _keep(self._forward, key, self._prepare_forward(x, relu, bias_O is not None, threads))
+            if bias_shape is not None and bias_shape != (self.structure.shape.outputs,):
+                raise ValueError(f"expected a bias of shape ({self.structure.shape.outputs},), got {tuple(bias_shape)}")
+            call = _keep(self._forward, key, self._prepare_forward(x, relu, threads))
         y = torch.empty((x.shape[0], self.structure.shape.outputs, *call.size), dtype=x.dtype)
         if not y.numel():
             return y
@@ -91,11 +100,15 @@ class Conv:
 
         `y` is the forward's output if it did a ReLU, else None.
         """
-        key = (x.shape, x.dtype, values_Z.shape, y is None, need_dx, need_dbias, threads)
+        key = (x.shape, x.dtype, x.device, dy.shape, dy.dtype, values_Z.shape, need_dx, threads)
         call = self._backward.get(key)
         if call is None:
             self._check(x, values_Z)
-            call = _keep(self._backward, key, self._prepare_backward(x, y is not None, need_dx, need_dbias, threads))
+            call = self._prepare_backward(x, need_dx, threads)
+            expected = (x.shape[0], self.structure.shape.outputs, *call.size)
+            if dy.shape != expected or dy.dtype != x.dtype:
+                raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
+            _keep(self._backward, key, call)
         dx = torch.zeros(x.shape, dtype=x.dtype) if need_dx and not dy.numel() else None
         if not dy.numel():
             return dx, torch.zeros_like(values_Z), dy.new_zeros(dy.shape[1]) if need_dbias else None
@@ -116,18 +129,19 @@ class Conv:
             dbias = (dy if y is None else torch.where(y > 0, dy, 0)).sum((0, 2, 3), dtype=torch.float32)
         return dx, dvalues.to(values_Z.dtype), None if dbias is None else dbias.to(x.dtype)
 
-    def _prepare_forward(self, x: Tensor, relu: bool, bias: bool, threads: int) -> _Call:
+    def _prepare_forward(self, x: Tensor, relu: bool, threads: int) -> _Call:
         structure = self.structure
         shape, blocks = structure.shape, structure.forward_blocks
         found, size, threads = self._arrange(x, threads)
         offsets = structure.forward_offsets(found)
         room = _padded(forward_room(found, shape.channels, shape.outputs))
-        variant = Variant(self.target, found, _STORAGE[x.dtype], relu, bias, blocks > 1)
+        variant = Variant(self.target, found, _STORAGE[x.dtype], blocks > 1)
         arguments: ConvForward[int] = ConvForward(
             x=0,
             y=0,
             values=0,
             bias=0,
+            relu=relu,
             scratch=0,
             room=room,
             order=structure.order.data_ptr(),
@@ -142,7 +156,7 @@ class Conv:
         prepared = forward_kernel(variant).prepare(*arguments.all())
         return _Call(prepared, threads, 4 * (threads * room + structure.nnz), size, found, offsets)
 
-    def _prepare_backward(self, x: Tensor, relu: bool, need_dx: bool, need_dbias: bool, threads: int) -> _Call:
+    def _prepare_backward(self, x: Tensor, need_dx: bool, threads: int) -> _Call:
         structure = self.structure
         shape, blocks = structure.shape, structure.backward_blocks
         found, size, threads = self._arrange(x, threads)
@@ -150,7 +164,7 @@ class Conv:
         room = _padded(backward_room(found, shape.channels, shape.outputs))
         bias_place = _padded(structure.nnz)
         own_sums = bias_place + _padded(shape.outputs)
-        variant = Variant(self.target, found, _STORAGE[x.dtype], relu, need_dbias, blocks > 1, need_dx)
+        variant = Variant(self.target, found, _STORAGE[x.dtype], blocks > 1, need_dx)
         arguments: ConvBackward[int] = ConvBackward(
             dy=0,
             x=0,

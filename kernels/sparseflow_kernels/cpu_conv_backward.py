@@ -36,7 +36,7 @@ class ConvBackward(NamedTuple, Generic[T]):
     """What the kernel is called with: addresses and sizes.
 
     `room`: floats of scratch memory for each thread; `own_sums`: floats that each thread's sums take behind them all,
-    first those of the values, then those of the biases from `bias_place` on.
+    first those of the values, then those of the biases from `bias_place` on. `y`, `dbias`: 0 where there is none.
     """
 
     dy: T
@@ -100,7 +100,7 @@ def _write(variant: Variant, code: Code, arguments: list[Int], thread: Int, thre
     _write_units(variant, code, a, sums, thread, threads)
     barrier(code, threads)
     _add_up(code, a, a.dvalues, code.int(0), a.nnz, thread, threads)
-    if variant.bias:
+    with code.when(a.dbias >= 1):
         _add_up(code, a, a.dbias, a.bias_place, a.outputs, thread, threads)
 
 
@@ -120,11 +120,12 @@ def _write_units(variant: Variant, code: Code, a: ConvBackward[Int], sums: Int, 
             return Images(code, address, channels, size, variant.storage, first, live)
 
         dy = images(a.dy, a.outputs, geometry.outside)
-        positive = images(a.y, a.outputs, geometry.outside) if variant.relu else None
+        # Without a ReLU dy is read twice, which costs less than to compile the copy twice.
+        positive = images(code.either(a.y.equals(0), a.dy, a.y), a.outputs, geometry.outside)
         last = code.either(end >= geometry.rows.cells, geometry.rows.out, end)
-        bias = Sums(sums + a.bias_place * 4, code.int(start), last) if variant.bias else None
+        bias = Sums(sums + a.bias_place * 4, code.int(start), last)
         high = start - geometry.rows.high
-        Planes(code, geometry.group, (1, 1), gathered, padded, high).pack(dy, positive, bias)
+        Planes(code, geometry.group, (1, 1), gathered, padded, high).pack(dy, positive, a.y.equals(0), bias)
         x, dx = images(a.x, a.channels, geometry.inside), images(a.dx, a.channels, geometry.inside)
         source, target, pitch, size = own_x, own_dx, plain.pitch, 4
         if geometry.x_in_place:

@@ -30,12 +30,16 @@ T = TypeVar("T")
 
 
 class ConvForward(NamedTuple, Generic[T]):
-    """What the kernel is called with: addresses and sizes. `room`: floats of scratch memory for each thread."""
+    """What the kernel is called with: addresses and sizes. `room`: floats of scratch memory for each thread.
+
+    No bias: 0. `relu`: 1 or 0.
+    """
 
     x: T
     y: T
     values: T
     bias: T
+    relu: T
     scratch: T
     room: T
     order: T
@@ -62,6 +66,7 @@ class _Outputs(NamedTuple, Generic[T]):
     pointers: T
     blocks: T
     bias: T
+    relu: T
     outputs: T
 
     def all(self) -> list[T]:
@@ -117,6 +122,7 @@ def _write(variant: Variant, code: Code, arguments: list[Int], thread: Int, thre
                 pointers=a.pointers,
                 blocks=a.blocks,
                 bias=a.bias,
+                relu=a.relu,
                 outputs=a.outputs,
             )
             code.call(name, *outputs.all())
@@ -159,14 +165,13 @@ def _write_outputs(variant: Variant, code: Code, a: _Outputs[Int], shape: Shape)
 
     def output(partial: Partial, number: Int, o: Int) -> None:
         begin, end = code.load_int32(a.pointers, number), code.load_int32(a.pointers, number + 1)
-        start = partial.load(o, zeros)
-        if variant.bias:
-            bias = partial.at_first(code.splat(code.load_float(a.bias, o)))
-            start = [code.add(vector, bias) for vector in start]
+        bias = code.load_float(code.either(a.bias >= 1, a.bias + o * 4, zeros), 0)
+        before = partial.at_first(code.splat(bias))
+        start = [code.add(vector, before) for vector in partial.load(o, zeros)]
         sums = weighted_sums(code, a.x, places, a.offsets, a.weights, begin, end, start, 1)
         with partial.finish(o, sums):
             for (i, j), value, mask in zip(grid, sums, masks):
-                value = code.relu(value) if variant.relu else value
+                value = code.builder.select(a.relu >= 1, code.relu(value), value)
                 code.store(value, a.y, o * stride + (i * pitch + j * lanes), storage, mask)
 
     each_list(code, variant.blocked, a.blocks, a.outputs, a.partial, len(grid), output)

@@ -77,10 +77,16 @@ class Planes:
         self.code, self.group, self.strides = code, group, strides
         self.address, self.layout, self.origin = address, layout, origin
 
-    def pack(self, images: Images, positive: Images | None = None, sums: Sums | None = None) -> None:
+    def pack(
+        self,
+        images: Images,
+        positive: Images | None = None,
+        always: ir.Value | None = None,
+        sums: Sums | None = None,
+    ) -> None:
         """Copies the strip's rows of all channels into the planes; rows outside of the images are cleared.
 
-        `positive`: numbers are cleared where those images are not above 0.
+        `positive`: numbers are cleared where those images are not above 0, unless the bit `always` is set.
         """
         code, blocks = self.code, _Blocks(self, images)
 
@@ -89,11 +95,10 @@ class Planes:
             for phase in range(self.strides[0]):
                 starts, first, last = self._starts(c, phase), *self._rows(images.height, phase)
                 self._clear_around(starts, first, last)
-                step = functools.partial(self._pack_rows, blocks, images, positive, sums, c, phase, starts)
+                step = functools.partial(self._pack_rows, blocks, images, positive, always, sums, c, phase, starts)
                 (total,) = code.loop(first, last, step, [total], step=blocks.rows)
             if sums is not None:
-                always = ir.Constant(ir.IntType(1), 1)
-                code.add_float(code.sum(total), sums.target, c, always)
+                code.add_float(code.sum(total), sums.target, c, ir.Constant(ir.IntType(1), 1))
 
         code.loop(0, images.channels, channel)
 
@@ -151,6 +156,7 @@ class Planes:
         blocks: _Blocks,
         images: Images,
         positive: Images | None,
+        always: ir.Value | None,
         sums: Sums | None,
         channel: Int,
         phase: int,
@@ -167,7 +173,7 @@ class Planes:
                 loaded = [images.load(image, place + (at + j * code.lanes), count) for j, count in enumerate(counts)]
                 if positive is not None:
                     signs = [positive.load(image, place + (at + j * code.lanes), n) for j, n in enumerate(counts)]
-                    loaded = [code.where_positive(sign, vector) for sign, vector in zip(signs, loaded)]
+                    loaded = [code.where_positive(sign, vector, always) for sign, vector in zip(signs, loaded)]
                 if sums is not None:
                     total = functools.reduce(code.add, loaded, total)
                 vectors.append(loaded)

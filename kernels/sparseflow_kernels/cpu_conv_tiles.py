@@ -23,8 +23,6 @@ class Variant:
     geometry: Geometry
     # Of x, y and their gradients.
     storage: Storage
-    relu: bool
-    bias: bool
     # Whether the weights come in several blocks.
     blocked: bool
     need_dx: bool = True

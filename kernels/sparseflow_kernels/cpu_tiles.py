@@ -88,10 +88,6 @@ class Products:
         self.code, self.buffer, self.target = code, buffer, target
         self.first, self.accumulate = first, accumulate
 
-    @staticmethod
-    def declare(module: object) -> None:
-        """To be removed."""
-
     def add(self, k: Int, partial: ir.Value) -> None:
         code, place = self.code, k & (self.code.lanes - 1)
         code.store(partial, self.buffer, place * code.lanes)

@@ -72,7 +72,7 @@ class Tensors:
         self.x = random(case.images, channels, *case.size).to(case.dtype)
         self.dy = random(case.images, outputs, *case.out).to(case.dtype)
         structure = conv_structure(self.mask, *case.geometry)
-        self.values, self.places = self.weight.flatten()[structure.places], structure.places
+        self.values, self.places = self.weight.flatten()[structure.places()], structure.places()
         self.conv = Conv(structure, case.target)
 
     def forward(self, case: Case, threads: int) -> Tensor:

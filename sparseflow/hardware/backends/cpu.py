@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sparseflow.hardware.backends.base import Cost, SparseOp
 from sparseflow.hardware.backends.rates import rates
-from sparseflow.hardware.workload import Workload
+from sparseflow.hardware.workload import Geometry, Workload
 
-_LAYOUT = re.compile(r"cpu/1/(?P<geometry>linear)/f(?P<forward>\d+)/b(?P<backward>\d+)")
+_LINEAR = re.compile(r"cpu/1/linear/f(?P<forward>\d+)/b(?P<backward>\d+)")
 
 
 class Cpu:
@@ -34,7 +34,7 @@ class Cpu:
             return "its indices have 32 bits, too few for 2**31 weights or more"
         if find_spec("llvmlite") is None:
             return "llvmlite is not installed; pip install llvmlite"
-        return None if work.geometry.kind == "linear" else "no convolutions yet"
+        return None
 
     def cost(self, work: Workload) -> Cost:
         machine = rates(work.device, torch.float32, work.threads)
@@ -52,19 +52,22 @@ class Cpu:
         )
 
     def layout(self, work: Workload) -> str:
+        if work.geometry.kind == "conv2d":
+            return f"cpu/1/{work.geometry}"
         block = _block(work.density)
-        return f"cpu/1/{work.geometry}/f{block}/b{block}"
+        return f"cpu/1/linear/f{block}/b{block}"
 
     def pack(self, mask: Tensor, layout: str) -> SparseOp:
-        match = _LAYOUT.fullmatch(layout)
-        if match is None:
-            raise ValueError(
-                f"backend 'cpu': expected a layout like 'cpu/1/linear/f128/b128', got {layout!r}; plan anew"
-            )
         # llvmlite is loaded when the first layer is packed: a machine without it can still ask why not.
+        from sparseflow.hardware.backends.cpu_conv2d import pack_conv2d
         from sparseflow.hardware.backends.cpu_linear import pack_linear
 
-        return pack_linear(mask, layout, int(match["forward"]), int(match["backward"]))
+        linear = _LINEAR.fullmatch(layout)
+        if linear is not None:
+            return pack_linear(mask, layout, int(linear["forward"]), int(linear["backward"]))
+        if not layout.startswith("cpu/1/conv2d:"):
+            raise ValueError(f"backend 'cpu': expected a layout that begins with 'cpu/1/', got {layout!r}; plan anew")
+        return pack_conv2d(mask, layout, Geometry.parse(layout.removeprefix("cpu/1/")))
 
 
 def _block(density: float) -> int:
