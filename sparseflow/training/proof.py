@@ -106,8 +106,10 @@ def _run(model: nn.Module, sample: Sample) -> Tensor:
 
 
 def _cotangent(output: Tensor) -> Tensor:
-    # Fixed and without symmetry, so that wrong gradients cannot cancel.
-    return torch.linspace(-1, 1, output.numel(), device=output.device).view(output.shape).to(output.dtype)
+    # Fixed, without symmetry, so that wrong gradients cannot cancel; and of one sign, so that right ones do not: of a
+    # sum that does, only the rounding would be compared.
+    numbers = torch.rand(output.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    return numbers.to(output.device, output.dtype)
 
 
 def _compare_gradients(sparse: nn.Module, dense: nn.Module) -> None:
