@@ -19,7 +19,7 @@ from sparseflow_kernels.cpu_conv_structure import ConvStructure
 from sparseflow_kernels.cpu_conv_tiles import Variant
 from sparseflow_kernels.cpu_ir import Storage
 from sparseflow_kernels.cpu_jit import Prepared
-from sparseflow_kernels.cpu_scratch import scratch
+from sparseflow_kernels.cpu_scratch import keep_freed_memory, scratch
 from sparseflow_kernels.cpu_target import Target
 
 _STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -50,6 +50,7 @@ class Conv:
     """The products of one weight. Everything that depends on shapes alone is worked out once."""
 
     def __init__(self, structure: ConvStructure, target: Target) -> None:
+        keep_freed_memory()
         self.structure, self.target = structure, target
         self._forward: dict[object, _Call] = {}
         self._backward: dict[object, _Call] = {}

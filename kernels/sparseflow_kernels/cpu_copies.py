@@ -77,6 +77,23 @@ def unpack_function(target: Target, storage: Storage) -> int:
     return function(module, "unpack")
 
 
+@functools.cache
+def _transpose_function(target: Target) -> int:
+    """Address of transpose(source, source_stride, target, target_stride, count) on `lanes` × `lanes` float32 numbers.
+
+    Of the target only the first `count` rows are written. It is the longest stretch of code here, so it stands alone.
+    """
+    module = Module(target)
+    code = module.function("transpose", ["source", "source_stride", "target", "target_stride", "count"])
+    source, source_stride, to, target_stride, count = code.arguments
+    rows = [code.load(source, source_stride * i) for i in range(code.lanes)]
+    for i, column in enumerate(transpose(code, rows)):
+        with code.when(count >= i + 1):
+            code.store(column, to, target_stride * i)
+    code.finish()
+    return function(module, "transpose")
+
+
 def _pack_features(
     x: Matrix,
     y: Matrix,
@@ -120,21 +137,21 @@ def _pack_rows(
     width: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
+    square, transposing = code.buffer(lanes), code.int(_transpose_function(code.module.target))
 
     def features(f: Int) -> None:
         inside, nothing = code.first_lanes(last - f), code.first_lanes(0)
 
         def block(i: Int, total: ir.Value) -> list[ir.Value]:
-            loaded: list[ir.Value] = []
-            for j in range(lanes):
+            def line(j: Int, total: ir.Value) -> list[ir.Value]:
                 there = code.builder.select(i + j < rows, inside, nothing)
                 condition = y.load(row + i + j, f, there)
                 numbers = code.where_positive(condition, x.load(row + i + j, f, there), always)
-                loaded.append(numbers)
-                total = code.add(total, numbers)
-            for j, column in enumerate(transpose(code, loaded)):
-                with code.when(f + j < last):
-                    code.store(column, tile, (f + j) * width + i)
+                code.store(numbers, square, j * lanes)
+                return [code.add(total, numbers)]
+
+            (total,) = code.loop(0, lanes, line, [total])
+            code.call_address(transposing, square, lanes, tile + (f * width + i) * 4, width, (last - f).min(lanes))
             return [total]
 
         (total,) = code.loop(0, rows, block, [code.zeros()], step=lanes)
@@ -160,22 +177,19 @@ def _unpack_features(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, firs
 
 def _unpack_rows(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
     code, lanes = y.code, y.code.lanes
+    square, transposing = code.buffer(lanes), code.int(_transpose_function(code.module.target))
 
     def features(f: Int) -> None:
         inside = code.first_lanes(last - f)
 
         def block(i: Int) -> None:
-            columns = [code.load(tile, (f + j).min(last - 1) * width + i) for j in range(lanes)]
-            numbers = transpose(code, columns)
-            full = code.builder.and_(i + lanes < rows + 1, f + lanes < last + 1)
-            with code.choice(full) as (whole, part):
-                with whole:
-                    for j in range(lanes):
-                        code.store(numbers[j], y.address, y.place(row + i + j, f), y.storage)
-                with part:
-                    for j in range(lanes):
-                        with code.when(i + j < rows):
-                            code.store(numbers[j], y.address, y.place(row + i + j, f), y.storage, inside)
+            # What is read behind the last feature is not stored.
+            code.call_address(transposing, tile + (f * width + i) * 4, width, square, lanes, lanes)
+
+            def line(j: Int) -> None:
+                code.store(code.load(square, j * lanes), y.address, y.place(row + i + j, f), y.storage, inside)
+
+            code.loop(0, (rows - i).min(lanes), line)
 
         code.loop(0, rows, block, step=lanes)
 

@@ -17,7 +17,7 @@ from sparseflow_kernels.cpu_ir import Storage
 from sparseflow_kernels.cpu_jit import Prepared
 from sparseflow_kernels.cpu_linear_backward import Backward, backward_kernel, columns_function
 from sparseflow_kernels.cpu_linear_forward import Forward, forward_kernel, rows_function
-from sparseflow_kernels.cpu_scratch import scratch
+from sparseflow_kernels.cpu_scratch import keep_freed_memory, scratch
 from sparseflow_kernels.cpu_structure import Structure
 from sparseflow_kernels.cpu_target import Target
 from sparseflow_kernels.cpu_tiles import VECTORS
@@ -51,12 +51,15 @@ class Linear:
     """The products of one weight. Everything that depends on shapes and strides alone is worked out once."""
 
     def __init__(self, structure: Structure, target: Target) -> None:
+        keep_freed_memory()
         self.structure, self.target = structure, target
         # Batch rows of a tile. What a sparse row or column gathers comes from all over the tile, so that narrower
         # ones, which stay in the second-level cache, are worth the more loop overhead.
         large = max(structure.outputs, structure.inputs) > _LARGE
         few = structure.nnz < _FEW * structure.outputs * structure.inputs
         self.width = (VECTORS // 2 if large and few else VECTORS) * target.lanes
+        # Whole squares of a tile are read at its end.
+        self._margin = 4 * target.lanes * self.width
         self._forward: dict[object, _Call] = {}
         self._backward: dict[object, _Call] = {}
 
@@ -173,7 +176,8 @@ class Linear:
                 last_tile=rows_function(target, self._last_tile(rows)),
             )
         )
-        return _Call(prepared, (rows, outputs), strides, x_bytes + y_bytes + 4 * structure.nnz, self._alone(rows))
+        room = x_bytes + y_bytes + 4 * structure.nnz + self._margin
+        return _Call(prepared, (rows, outputs), strides, room, self._alone(rows))
 
     def _prepare_backward(self, dy: Tensor, x: Tensor, y: Tensor | None, need_dx: bool) -> _Call:
         structure, width = self.structure, self.width
@@ -221,7 +225,8 @@ class Linear:
                 last_tile=columns_function(target, self._last_tile(rows), need_dx),
             )
         )
-        return _Call(prepared, (rows, inputs), strides, g_bytes + 2 * x_bytes, self._alone(rows))
+        room = g_bytes + 2 * x_bytes + self._margin
+        return _Call(prepared, (rows, inputs), strides, room, self._alone(rows))
 
     def _check(self, x: Tensor, values: Tensor, dy: Tensor | None = None) -> None:
         structure = self.structure

@@ -59,14 +59,15 @@ class Cpu:
 
     def pack(self, mask: Tensor, layout: str) -> SparseOp:
         # llvmlite is loaded when the first layer is packed: a machine without it can still ask why not.
-        from sparseflow.hardware.backends.cpu_conv2d import pack_conv2d
-        from sparseflow.hardware.backends.cpu_linear import pack_linear
-
         linear = _LINEAR.fullmatch(layout)
         if linear is not None:
+            from sparseflow.hardware.backends.cpu_linear import pack_linear
+
             return pack_linear(mask, layout, int(linear["forward"]), int(linear["backward"]))
         if not layout.startswith("cpu/1/conv2d:"):
             raise ValueError(f"backend 'cpu': expected a layout that begins with 'cpu/1/', got {layout!r}; plan anew")
+        from sparseflow.hardware.backends.cpu_conv2d import pack_conv2d
+
         return pack_conv2d(mask, layout, Geometry.parse(layout.removeprefix("cpu/1/")))
 
 
