@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Union
+from contextlib import AbstractContextManager
+from typing import Any, Literal, Union
 
 from llvmlite import ir
 
@@ -20,6 +21,7 @@ from sparseflow_kernels.cpu_target import Target
 
 Storage = Literal["f32", "bf16"]
 Index = Union["Int", int]
+Branch = AbstractContextManager[Any]
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _pointer = ir.PointerType()
@@ -91,7 +93,7 @@ class Int:
 class _Callee:
     """An address with a function's type, which llvmlite wants to see beside it."""
 
-    def __init__(self, pointer: ir.Value, function_type: ir.FunctionType) -> None:
+    def __init__(self, pointer: Any, function_type: ir.FunctionType) -> None:
         self.type, self.function_type = pointer.type, function_type
         self.calling_convention = ""
         self.get_reference = pointer.get_reference
@@ -103,7 +105,8 @@ class Code:
     def __init__(self, module: Module, function: ir.Function) -> None:
         self.module, self.lanes = module, module.target.lanes
         self.entry = function.append_basic_block("entry")
-        self.builder = ir.IRBuilder(self.entry)
+        # llvmlite has no types.
+        self.builder: Any = ir.IRBuilder(self.entry)
         self.arguments = [Int(self, argument) for argument in function.args]
         self.vector = ir.VectorType(_f32, self.lanes)
         self._words = ir.VectorType(_i32, self.lanes)
@@ -163,7 +166,7 @@ class Code:
         start: Index,
         end: Index,
         body: Callable[..., Sequence[ir.Value] | None],
-        carried: Sequence[ir.Value] = (),
+        carried: Sequence[Any] = (),
         step: Index = 1,
     ) -> list[ir.Value]:
         """`for i in range(start, end, step): carried = body(i, *carried)`; returns the last ones."""
@@ -198,7 +201,7 @@ class Code:
             yield
 
     @contextlib.contextmanager
-    def choice(self, condition: ir.Value) -> Iterator[tuple[object, object]]:
+    def choice(self, condition: ir.Value) -> Iterator[tuple[Branch, Branch]]:
         """`with code.choice(c) as (yes, no)`, then `with yes: ...` and `with no: ...`."""
         with self.builder.if_else(condition) as branches:
             yield branches
@@ -285,7 +288,7 @@ class Code:
         return self.builder.bitcast(words, self.vector)
 
     def store(
-        self, value: ir.Value, array: Int, offset: Index, storage: Storage = "f32", mask: ir.Value | None = None
+        self, value: Any, array: Int, offset: Index, storage: Storage = "f32", mask: ir.Value | None = None
     ) -> None:
         """`lanes` numbers to there; memory outside of the mask is not touched."""
         if storage == "bf16":

@@ -174,7 +174,7 @@ class Linear:
                 unpack=unpack_function(target, storage),
                 full_tile=rows_function(target, width // target.lanes) if rows > width else 0,
                 last_tile=rows_function(target, self._last_tile(rows)),
-            )
+            ).all()
         )
         room = x_bytes + y_bytes + 4 * structure.nnz + self._margin
         return _Call(prepared, (rows, outputs), strides, room, self._alone(rows))
@@ -223,7 +223,7 @@ class Linear:
                 unpack=unpack_function(target, storage),
                 full_tile=columns_function(target, width // target.lanes, need_dx) if rows > width else 0,
                 last_tile=columns_function(target, self._last_tile(rows), need_dx),
-            )
+            ).all()
         )
         room = g_bytes + 2 * x_bytes + self._margin
         return _Call(prepared, (rows, inputs), strides, room, self._alone(rows))

@@ -64,6 +64,9 @@ class Backward(NamedTuple, Generic[T]):
     full_tile: T
     last_tile: T
 
+    def all(self) -> list[T]:
+        return list(self)
+
 
 class _Columns(NamedTuple, Generic[T]):
     """What the columns of the weight are multiplied with: one tile."""
@@ -86,6 +89,9 @@ class _Columns(NamedTuple, Generic[T]):
     first: T
     last: T
     later: T
+
+    def all(self) -> list[T]:
+        return list(self)
 
 
 @functools.cache
@@ -147,7 +153,7 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
             last=last,
             later=later,
         )
-        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *columns)
+        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *columns.all())
         with code.when(code.builder.and_(a.d >= 1, a.d_ready.equals(0))):
             code.call_address(a.unpack, a.d_tile, width, a.d, a.d_row, a.d_feature, row, rows, first, last)
         # Nobody may overwrite the tile of g while somebody still reads it.

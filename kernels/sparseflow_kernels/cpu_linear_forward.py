@@ -54,6 +54,9 @@ class Forward(NamedTuple, Generic[T]):
     full_tile: T
     last_tile: T
 
+    def all(self) -> list[T]:
+        return list(self)
+
 
 class _Rows(NamedTuple, Generic[T]):
     """What the rows of the weight are multiplied with: one tile."""
@@ -74,6 +77,9 @@ class _Rows(NamedTuple, Generic[T]):
     width: T
     first: T
     last: T
+
+    def all(self) -> list[T]:
+        return list(self)
 
 
 @functools.cache
@@ -126,7 +132,7 @@ def _write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
             first=first,
             last=last,
         )
-        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *rows_call)
+        code.call_address(code.either(row + width < a.rows, a.full_tile, a.last_tile), *rows_call.all())
         with code.when(a.y_ready.equals(0)):
             code.call_address(a.unpack, a.y_tile, width, a.y, a.y_row, a.y_feature, row, rows, first, last)
         # Nobody may overwrite the tile of x while somebody still reads it.

@@ -90,7 +90,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Calls]] = {
     "gelu": (lambda: Transformer(nn.GELU()), (2, 3, 6), [(False, False, True), (False, True, False)]),
     "relu as a function": (lambda: Transformer(F.relu), (2, 3, 6), [(False, False, True), (False, True, False)]),
     "flattened": (Flattened, (2, 3, 6), [(False, False, False), (False, False, False)]),
-    "images": (images, (3, 2, 8, 8), [(True, False, True), (True, True, False), (False, False, False)]),
+    "images": (images, (3, 2, 8, 8), [(True, False, False), (True, False, False), (False, False, False)]),
 }
 
 
