@@ -99,7 +99,7 @@ def _write(variant: Variant, code: Code, arguments: list[Int], thread: Int, thre
     clear(code, sums, a.own_sums)
     _write_units(variant, code, a, sums, thread, threads)
     barrier(code, threads)
-    _add_up(code, a, a.dvalues, code.int(0), a.nnz, thread, threads)
+    _add_up(code, a, a.dvalues, code.number(0), a.nnz, thread, threads)
     with code.when(a.dbias >= 1):
         _add_up(code, a, a.dbias, a.bias_place, a.outputs, thread, threads)
 
@@ -123,7 +123,7 @@ def _write_units(variant: Variant, code: Code, a: ConvBackward[Int], sums: Int, 
         # Without a ReLU dy is read twice, which costs less than to compile the copy twice.
         positive = images(code.either(a.y.equals(0), a.dy, a.y), a.outputs, geometry.outside)
         last = code.either(end >= geometry.rows.cells, geometry.rows.out, end)
-        bias = Sums(sums + a.bias_place * 4, code.int(start), last)
+        bias = Sums(sums + a.bias_place * 4, code.number(start), last)
         high = start - geometry.rows.high
         Planes(code, geometry.group, (1, 1), gathered, padded, high).pack(dy, positive, a.y.equals(0), bias)
         x, dx = images(a.x, a.channels, geometry.inside), images(a.dx, a.channels, geometry.inside)
@@ -193,7 +193,7 @@ def _write_planes(variant: Variant, code: Code, a: _Planes[Int], shape: Shape) -
         storage, pitch, stride = variant.storage, geometry.columns.size, geometry.rows.size * geometry.columns.size
     zeros = code.buffer(1)
     code.store(code.zeros(), zeros, 0)
-    products = Products(code, code.buffer(lanes), a.products, code.int(0), code.int(1))
+    products = Products(code, code.buffer(lanes), a.products, code.number(0), code.number(1))
 
     def plane(partial: Partial, number: Int, p: Int) -> None:
         begin, end = code.load_int32(a.pointers, number), code.load_int32(a.pointers, number + 1)

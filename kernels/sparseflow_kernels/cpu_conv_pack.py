@@ -35,7 +35,7 @@ class Images:
 
     def place(self, channel: Index, row: Index) -> Int:
         """Numbers from the group's first image to that row."""
-        return self.code.int(channel) * (self.height * self.width) + self.code.int(row) * self.width
+        return self.code.number(channel) * (self.height * self.width) + self.code.number(row) * self.width
 
     def load(self, image: int, place: Int, count: int) -> ir.Value:
         """`count` numbers of an image, zeros behind them."""
@@ -126,8 +126,8 @@ class Planes:
         """First and last row of the images that the strip covers."""
         known = self.known_rows(height, phase)
         if known is not None:
-            return self.code.int(known[0]), self.code.int(known[1])
-        origin, data = self.code.int(self.origin), phase_size(height, self.strides[0], phase)
+            return self.code.number(known[0]), self.code.number(known[1])
+        origin, data = self.code.number(self.origin), phase_size(height, self.strides[0], phase)
         first = self.code.either(origin < 0, 0, origin).min(data)
         last = (origin + self.layout.rows).min(data)
         return first, self.code.either(last < first, first, last)

@@ -59,7 +59,7 @@ def each_unit(
         image = u // strips * group
         live = (images - image).min(group)
         if strips == 1:
-            unit(image, live, 0, code.int(rows))
+            unit(image, live, 0, code.number(rows))
         else:
             start = u % strips * strip
             unit(image, live, start, (start + strip).min(rows))

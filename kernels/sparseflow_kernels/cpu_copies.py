@@ -23,7 +23,8 @@ class Matrix:
     """A (rows, features) tensor of activations in memory."""
 
     def __init__(self, code: Code, address: Int, row: Int, feature: Int, storage: Storage = "f32") -> None:
-        self.code, self.address, self.row, self.feature, self.storage = code, address, row, feature, storage
+        self.code, self.address, self.row, self.feature = code, address, row, feature
+        self.storage: Storage = storage
 
     def place(self, row: Index, feature: Index) -> Int:
         return self.row * row + self.feature * feature
@@ -137,7 +138,7 @@ def _pack_rows(
     width: Int,
 ) -> None:
     code, lanes = x.code, x.code.lanes
-    square, transposing = code.buffer(lanes), code.int(_transpose_function(code.module.target))
+    square, transposing = code.buffer(lanes), code.number(_transpose_function(code.module.target))
 
     def features(f: Int) -> None:
         inside, nothing = code.first_lanes(last - f), code.first_lanes(0)
@@ -177,7 +178,7 @@ def _unpack_features(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, firs
 
 def _unpack_rows(tile: Int, width: Int, y: Matrix, row: Int, rows: Int, first: Int, last: Int) -> None:
     code, lanes = y.code, y.code.lanes
-    square, transposing = code.buffer(lanes), code.int(_transpose_function(code.module.target))
+    square, transposing = code.buffer(lanes), code.number(_transpose_function(code.module.target))
 
     def features(f: Int) -> None:
         inside = code.first_lanes(last - f)

@@ -62,7 +62,7 @@ class Int:
         return Int(self.code, self.code.builder.mul(self.value, self.code.raw(other)))
 
     def __rsub__(self, other: int) -> Int:
-        return self.code.int(other) - self
+        return self.code.number(other) - self
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -117,7 +117,7 @@ class Code:
     def raw(self, value: Index) -> ir.Value:
         return value.value if isinstance(value, Int) else ir.Constant(_i64, value)
 
-    def int(self, value: Index) -> Int:
+    def number(self, value: Index) -> Int:
         return Int(self, self.raw(value))
 
     def load_int(self, array: Int, index: Index) -> Int:

@@ -71,7 +71,7 @@ def kernel(
 
 def function(module: Module, name: str) -> int:
     """Compiles a module; the address of one of its functions, good for the rest of the process."""
-    return _compile(module).get_function_address(name)
+    return int(_compile(module).get_function_address(name))
 
 
 def barrier(code: Code, threads: Int) -> None:

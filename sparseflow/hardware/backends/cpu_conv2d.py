@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class Conv2dOp:
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Conv2dOp:
-        return replace(self, structure=replace(self.structure, **tensors))
+        indices: dict[str, Any] = {**tensors}
+        return replace(self, structure=replace(self.structure, **indices))
 
 
 def _feature_major(images: Tensor) -> Tensor:
