@@ -105,7 +105,10 @@ class _Search:
         trainer.should_stop = self._tick
         self.steps = steps
         self.ticks: list[float] = []
-        self.tickets: Iterator[Ticket] = imp(trainer, rounds=rounds, rate=_RATE, backend=backend)
+        # Globally, so short a training would prune by the scale of the initialisation, and whole layers.
+        self.tickets: Iterator[Ticket] = imp(
+            trainer, rounds=rounds, rate=_RATE, allocation="layerwise", backend=backend
+        )
 
     def round(self) -> Round:
         start = time.perf_counter()
