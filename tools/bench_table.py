@@ -1,6 +1,6 @@
 """Fills the README's table of speeds from what `sparseflow bench --out FILE` wrote.
 
-python tools/bench_table.py [docs/benchmarks/cpu.json]
+python tools/bench_table.py [FILE ...]      by default docs/benchmarks/cpu*.json
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ SPARSITIES = (50, 60, 70, 80, 90, 95, 99)
 _NAME = re.compile(r"(?P<case>.*), (?P<sparsity>\d+) % sparse: dense / ours")
 
 
-def main(path: Path) -> None:
+def main(paths: list[Path]) -> None:
     """Replaces what stands between the two marks in the README."""
     text = README.read_text()
-    table = speeds(json.loads(path.read_text()))
+    table = speeds([json.loads(path.read_text()) for path in paths])
     README.write_text(
         re.sub(r"(<!-- bench: .*? -->\n).*?(<!-- /bench -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
     )
 
 
-def speeds(bench: dict[str, Any]) -> str:
+def speeds(runs: list[dict[str, Any]]) -> str:
     """How many times faster than dense a step is by case and sparsity, then all other promises, in Markdown."""
     cases: dict[str, dict[int, float]] = {}
     others = []
-    for figure in bench["figures"]:
+    for figure in (figure for run in runs for figure in run["figures"]):
         match = _NAME.fullmatch(figure["name"])
         if match is not None and figure["quartiles"]:
             cases.setdefault(match["case"], {})[int(match["sparsity"])] = figure["quartiles"][1]
@@ -40,7 +40,15 @@ def speeds(bench: dict[str, Any]) -> str:
     for case, found in cases.items():
         cells = (f"{found[sparsity]:.1f}" if sparsity in found else "" for sparsity in SPARSITIES)
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    lines += ["", "| | measured | promised |", "|---|---|---|", *others, "", _about(bench["machine"]), ""]
+    lines += [
+        "",
+        "| | measured | promised |",
+        "|---|---|---|",
+        *others,
+        "",
+        _about([run["machine"] for run in runs]),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -52,13 +60,16 @@ def _other(figure: dict[str, Any]) -> str:
     return f"| {figure['name']} | {found} {figure['unit']} | {sign} {figure['limit']:g}{missed} |"
 
 
-def _about(machine: dict[str, Any]) -> str:
+def _about(machines: list[dict[str, Any]]) -> str:
+    machine = machines[0]
+    loads = ", ".join(f"{one['load_before']} and {one['load_after']}" for one in machines)
     return (
         f"Medians of at least seven repeats in turn within one run, float32, on {machine['cores']} shared cores of an "
-        f"{machine['model']}, {machine['cpu']}, torch {machine['torch']}; load average {machine['load_before']} "
-        f"before, {machine['load_after']} after. In brackets: quartiles."
+        f"{machine['model']}, {machine['cpu']}, torch {machine['torch']}; load averages before and after: {loads}. "
+        "In brackets: quartiles."
     )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/benchmarks/cpu.json"))
+    named = [Path(name) for name in sys.argv[1:]]
+    main(named or sorted((README.parent / "docs" / "benchmarks").glob("cpu*.json")))
