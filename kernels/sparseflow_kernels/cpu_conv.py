@@ -27,7 +27,7 @@ _STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "b
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 200_000
 # Image and batch sizes that a convolution remembers.
-_REMEMBERED = 6
+_REMEMBERED = 12
 
 _FORWARD = {name: number for number, name in enumerate(ConvForward._fields)}
 _BACKWARD = {name: number for number, name in enumerate(ConvBackward._fields)}
@@ -74,7 +74,7 @@ class Conv:
             if bias_shape is not None and bias_shape != (self.structure.shape.outputs,):
                 raise ValueError(f"expected a bias of shape ({self.structure.shape.outputs},), got {tuple(bias_shape)}")
             call = _keep(self._forward, key, self._prepare_forward(x, relu, threads))
-        y = torch.empty((x.shape[0], self.structure.shape.outputs, *call.size), dtype=x.dtype)
+        y = torch.empty((x.shape[0], self.structure.shape.outputs, *call.size), dtype=x.dtype, device="cpu")
         if not y.numel():
             return y
         x, values = x.contiguous(), _flat_float32(values_Z)
@@ -101,21 +101,24 @@ class Conv:
 
         `y` is the forward's output if it did a ReLU, else None.
         """
-        key = (x.shape, x.dtype, x.device, dy.shape, dy.dtype, values_Z.shape, need_dx, threads)
+        rectified = None if y is None else (y.shape, y.dtype)
+        key = (x.shape, x.dtype, x.device, dy.shape, dy.dtype, rectified, values_Z.shape, need_dx, threads)
         call = self._backward.get(key)
         if call is None:
             self._check(x, values_Z)
             call = self._prepare_backward(x, need_dx, threads)
             expected = (x.shape[0], self.structure.shape.outputs, *call.size)
-            if dy.shape != expected or dy.dtype != x.dtype:
-                raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
+            for name, given in (("dy", dy), ("y", y)):
+                if given is not None and (given.shape != expected or given.dtype != x.dtype):
+                    got = f"{tuple(given.shape)} of {given.dtype}"
+                    raise ValueError(f"{name}: expected {expected} of {x.dtype}, got {got}")
             _keep(self._backward, key, call)
-        dx = torch.zeros(x.shape, dtype=x.dtype) if need_dx and not dy.numel() else None
+        dx = torch.zeros(x.shape, dtype=x.dtype, device="cpu") if need_dx and not dy.numel() else None
         if not dy.numel():
             return dx, torch.zeros_like(values_Z), dy.new_zeros(dy.shape[1]) if need_dbias else None
-        dx = torch.empty(x.shape, dtype=x.dtype) if need_dx else None
-        dvalues = torch.empty(values_Z.shape, dtype=torch.float32)
-        dbias = torch.empty(dy.shape[1], dtype=torch.float32) if need_dbias else None
+        dx = torch.empty(x.shape, dtype=x.dtype, device="cpu") if need_dx else None
+        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device="cpu")
+        dbias = torch.empty(dy.shape[1], dtype=torch.float32, device="cpu") if need_dbias else None
         dy, x, values = dy.contiguous(), x.contiguous(), _flat_float32(values_Z)
         y = y if y is None else y.contiguous()
         block: Any = call.kernel.block()
@@ -127,7 +130,7 @@ class Conv:
         block[_BACKWARD["scratch"]] = scratch(call.scratch)
         call.kernel.run(block, call.threads)
         if dbias is not None and not call.geometry.packs_all_dy:
-            dbias = (dy if y is None else torch.where(y > 0, dy, 0)).sum((0, 2, 3), dtype=torch.float32)
+            dbias = (dy if y is None else torch.where(y <= 0, 0, dy)).sum((0, 2, 3), dtype=torch.float32)
         return dx, dvalues.to(values_Z.dtype), None if dbias is None else dbias.to(x.dtype)
 
     def _prepare_forward(self, x: Tensor, relu: bool, threads: int) -> _Call:
@@ -197,7 +200,8 @@ class Conv:
         size = rows.out, columns.out
         if min(size) < 1:
             raise ValueError(
-                f"expected images of at least the kernel's extent, got {height} x {width} for {shape}: "
+                f"expected images of at least the kernel's extent, got {height} x {width} for a kernel "
+                f"of {shape.kernel} with padding {shape.padding}: "
                 "enlarge the images or the padding"
             )
         if self.structure.nnz * images * size[0] * size[1] < _ALONE:
@@ -219,12 +223,15 @@ class Conv:
 def _keep(calls: dict[object, _Call], key: object, call: _Call) -> _Call:
     # Sizes that never repeat must not fill the memory.
     if len(calls) >= _REMEMBERED:
-        calls.pop(next(iter(calls)))
+        # Another Python thread may have been here first.
+        calls.pop(next(iter(calls), None), None)
     calls[key] = call
     return call
 
 
 def _flat_float32(values: Tensor) -> Tensor:
+    if not values.is_cpu:
+        raise ValueError(f"expected values and bias on the CPU, got {values.device}")
     return values.float().contiguous()
 
 

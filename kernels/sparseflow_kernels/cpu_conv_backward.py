@@ -80,7 +80,7 @@ class _Planes(NamedTuple, Generic[T]):
         return list(self)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def backward_kernel(variant: Variant) -> Kernel:
     """The kernel; called with a `ConvBackward`. Its scratch memory: threads * (room + own_sums) floats."""
     return compiled(variant, len(ConvBackward._fields), _declare, _write)

@@ -73,7 +73,7 @@ class _Outputs(NamedTuple, Generic[T]):
         return list(self)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def forward_kernel(variant: Variant) -> Kernel:
     """The kernel; called with a `ConvForward`. Its scratch memory: threads * room + nnz floats."""
     return compiled(variant, len(ConvForward._fields), _declare, _write)

@@ -130,7 +130,7 @@ def conv_structure(
     channels_of_block = -(-shape.channels // _blocks(nnz, outputs, shape.planes))
     outputs_of_block = -(-outputs // _blocks(nnz, shape.planes, outputs))
     found = structure(_ungrouped(flat, groups), channels_of_block * taps, outputs_of_block)
-    starts = (torch.arange(shape.channels).unsqueeze(1) * taps + first_taps).flatten()
+    starts = (torch.arange(shape.channels, device="cpu").unsqueeze(1) * taps + first_taps).flatten()
     columns = torch.empty_like(found.columns)
     columns[found.order.long()] = found.columns
     assert starts.numel() == shape.channels * phases
@@ -148,7 +148,7 @@ def conv_structure(
 def _by_phase(shape: ConvShape) -> tuple[Tensor, Tensor]:
     """The places in the kernel sorted by the phase that they read, and which of them is the first of each phase."""
     height, width = shape.kernel
-    taps = torch.arange(height * width)
+    taps = torch.arange(height * width, device="cpu")
     phase = shape.split(0, taps // width)[0] * shape.stride[1] + shape.split(1, taps % width)[0]
     counts = torch.bincount(phase, minlength=shape.stride[0] * shape.stride[1])
     return phase.argsort(stable=True), counts.cumsum(0) - counts
@@ -160,7 +160,7 @@ def _ungrouped(flat: Tensor, groups: int) -> Tensor:
         return flat
     outputs, columns = flat.shape
     whole = flat.new_zeros(groups, outputs // groups, groups, columns)
-    each = torch.arange(groups)
+    each = torch.arange(groups, device="cpu")
     whole[each, :, each] = flat.view(groups, outputs // groups, columns)
     return whole.view(outputs, groups * columns)
 

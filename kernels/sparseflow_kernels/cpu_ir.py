@@ -251,8 +251,8 @@ class Code:
         return self.builder.select(negative, self.zeros(), a)
 
     def where_positive(self, condition: ir.Value, value: ir.Value, always: ir.Value | None = None) -> ir.Value:
-        """`value` where `condition` > 0, else 0; or everywhere, if the bit `always` is set."""
-        positive = self.builder.fcmp_ordered(">", condition, self.zeros())
+        """Value where `condition` is above 0 or NaN, as torch's ReLU has it; everywhere if the bit `always` is set."""
+        positive = self.builder.fcmp_unordered(">", condition, self.zeros())
         if always is not None:
             positive = self.builder.or_(positive, self.repeat(always))
         return self.builder.select(positive, value, self.zeros())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,10 @@ class Kernel:
 
     def __init__(self, module: Module, name: str, arguments: int) -> None:
         entry = _write_entry(module, name)
-        self._enter = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(function(module, entry))
+        # The code lives as long as its engine does.
+        self._engine = _compile(module)
+        address = self._engine.get_function_address(entry)
+        self._enter = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(address)
         self._block = ctypes.c_int64 * arguments
 
     def __call__(self, threads: int, *arguments: int) -> None:
@@ -32,7 +36,7 @@ class Kernel:
 
     def prepare(self, *arguments: int) -> Prepared:
         """A call of which most arguments are known."""
-        return Prepared(self._enter, self._block(*arguments))
+        return Prepared(self, self._enter, self._block(*arguments))
 
 
 class Prepared:
@@ -41,9 +45,10 @@ class Prepared:
     Filling in six of thirty takes a microsecond, handing over thirty takes five.
     """
 
-    __slots__ = ("_copy", "_enter", "_template")
+    __slots__ = ("_copy", "_enter", "_kernel", "_template")
 
-    def __init__(self, enter: Callable[..., None], template: ctypes.Array[ctypes.c_int64]) -> None:
+    def __init__(self, kernel: Kernel, enter: Callable[..., None], template: ctypes.Array[ctypes.c_int64]) -> None:
+        self._kernel = kernel
         # The template is shared by all Python threads, so each call works on a copy.
         self._enter, self._template, self._copy = enter, template, type(template).from_buffer_copy
 
@@ -71,7 +76,9 @@ def kernel(
 
 def function(module: Module, name: str) -> int:
     """Compiles a module; the address of one of its functions, good for the rest of the process."""
-    return int(_compile(module).get_function_address(name))
+    engine = _compile(module)
+    _ENGINES.append(engine)
+    return int(engine.get_function_address(name))
 
 
 def barrier(code: Code, threads: Int) -> None:
@@ -84,14 +91,30 @@ def barrier(code: Code, threads: Int) -> None:
 
 @functools.cache
 def gomp() -> ctypes.CDLL | None:
-    """The OpenMP library that torch has loaded, if it is GNU's; None: kernels run on one thread."""
-    import torch  # noqa: F401  (loads it)
+    """The OpenMP library that torch has loaded, if it is GNU's; None, with a warning: kernels run on one thread."""
+    import torch
 
     maps = Path("/proc/self/maps")
-    if not maps.exists():
-        return None
-    paths = {line.split()[-1] for line in maps.read_text().splitlines() if "libgomp" in line}
-    return ctypes.CDLL(min(paths)) if len(paths) == 1 else None
+    loaded = _libraries(maps.read_text()) if maps.exists() else set()
+    # Other packages bring their own, with pools of their own.
+    root = Path(torch.__file__).parent
+    own = {path for path in loaded if {root, root.with_name("torch.libs")} & set(path.parents)}
+    found = own or loaded
+    if len(found) == 1:
+        return ctypes.CDLL(str(min(found)))
+    if torch.get_num_threads() > 1:
+        warnings.warn(
+            f"sparse CPU kernels run on one thread: expected one GNU OpenMP library of torch's, found {len(found)}",
+            stacklevel=2,
+        )
+    return None
+
+
+def _libraries(maps: str) -> set[Path]:
+    """The files named libgomp in the memory map of a process; names may hold spaces."""
+    fields = (line.split(maxsplit=5) for line in maps.splitlines())
+    paths = {Path(field[5].removesuffix(" (deleted)")) for field in fields if len(field) == 6}
+    return {path for path in paths if path.name.startswith("libgomp")}
 
 
 def _write_entry(module: Module, name: str) -> str:
@@ -149,11 +172,10 @@ def _compile(module: Module) -> binding.ExecutionEngine:
     # MCJIT takes the machine with it.
     engine = binding.create_mcjit_compiler(parsed, _machine(module.target))
     engine.finalize_object()
-    # What is compiled is never unloaded: addresses of it are everywhere.
-    _ENGINES.append(engine)
     return engine
 
 
+# Of functions whose addresses are handed about.
 _ENGINES: list[binding.ExecutionEngine] = []
 
 

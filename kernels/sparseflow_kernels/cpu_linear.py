@@ -24,6 +24,9 @@ from sparseflow_kernels.cpu_tiles import VECTORS
 
 STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
+# Named, because torch.device as a context would have them made elsewhere.
+_CPU = torch.device("cpu")
+
 # Below this many multiply-adds a second thread costs more than it brings.
 _ALONE = 200_000
 
@@ -81,8 +84,8 @@ class Linear:
             if not x.shape[0]:
                 return x.new_empty(0, self.structure.outputs)
             call = _keep(self._forward, key, self._prepare_forward(x, relu, feature_major))
-        y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
-        bias = bias_O if bias_O is None or bias_O.dtype is torch.float32 else bias_O.float()
+        y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=_CPU)
+        bias = None if bias_O is None else _flat_float32(bias_O)
         weights = _flat_float32(values_Z)
         block: Any = call.kernel.block()
         block[_FORWARD["x"]], block[_FORWARD["y"]] = x.data_ptr(), y.data_ptr()
@@ -108,16 +111,17 @@ class Linear:
         """
         dy, x = _readable(dy_BO), _readable(x_BI)
         y = None if y_BO is None else _like(y_BO, dy)
-        key = (x.shape, x.stride(), dy.shape, dy.stride(), x.dtype, values_Z.shape, None if y is None else y.stride())
+        rectified = None if y is None else (y.shape, y.stride(), y.dtype)
+        key = (x.shape, x.stride(), x.dtype, dy.shape, dy.stride(), dy.dtype, values_Z.shape, rectified)
         call = self._backward.get((key, need_dx))
         if call is None:
-            self._check(x, values_Z, dy)
+            self._check(x, values_Z, dy, y)
             if not x.shape[0]:
                 return self._nothing(x, values_Z, need_dx, need_dbias)
             call = _keep(self._backward, (key, need_dx), self._prepare_backward(dy, x, y, need_dx))
-        dx = torch.empty_strided(call.shape, call.strides, dtype=x.dtype) if need_dx else None
-        dvalues = torch.empty(values_Z.shape, dtype=torch.float32)
-        dbias = torch.empty(self.structure.outputs, dtype=torch.float32) if need_dbias else None
+        dx = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=_CPU) if need_dx else None
+        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device=_CPU)
+        dbias = torch.empty(self.structure.outputs, dtype=torch.float32, device=_CPU) if need_dbias else None
         weights = _flat_float32(values_Z)
         block: Any = call.kernel.block()
         block[_BACKWARD["g"]], block[_BACKWARD["x"]] = dy.data_ptr(), x.data_ptr()
@@ -228,7 +232,7 @@ class Linear:
         room = g_bytes + 2 * x_bytes + self._margin
         return _Call(prepared, (rows, inputs), strides, room, self._alone(rows))
 
-    def _check(self, x: Tensor, values: Tensor, dy: Tensor | None = None) -> None:
+    def _check(self, x: Tensor, values: Tensor, dy: Tensor | None = None, y: Tensor | None = None) -> None:
         structure = self.structure
         if x.dim() != 2 or x.shape[1] != structure.inputs:
             raise ValueError(f"expected x of shape (rows, {structure.inputs}), got {tuple(x.shape)}")
@@ -236,9 +240,10 @@ class Linear:
             raise ValueError(f"expected {structure.nnz} values, got shape {tuple(values.shape)}")
         if x.dtype not in STORAGE:
             raise ValueError(f"expected float32 or bfloat16, got {x.dtype}")
-        if dy is not None and (dy.shape != (x.shape[0], structure.outputs) or dy.dtype != x.dtype):
-            expected = (x.shape[0], structure.outputs)
-            raise ValueError(f"dy: expected {expected} of {x.dtype}, got {tuple(dy.shape)} of {dy.dtype}")
+        expected = (x.shape[0], structure.outputs)
+        for name, given in (("dy", dy), ("y", y)):
+            if given is not None and (given.shape != expected or given.dtype != x.dtype):
+                raise ValueError(f"{name}: expected {expected} of {x.dtype}, got {tuple(given.shape)} of {given.dtype}")
 
     def _last_tile(self, rows: int) -> int:
         """Vectors of the last of the tiles into which so many rows are cut."""
@@ -272,6 +277,8 @@ def _readable(x: Tensor) -> Tensor:
     """The matrix itself where the kernels can walk its strides, else a contiguous copy."""
     if not x.is_cpu:
         raise ValueError(f"expected tensors on the CPU, got {x.device}")
+    if x.is_neg():
+        x = x.resolve_neg()
     return x if x.stride(-1) == 1 or x.stride(0) == 1 else x.contiguous()
 
 
@@ -288,6 +295,8 @@ def _like(y: Tensor, dy: Tensor) -> Tensor:
 
 
 def _flat_float32(values: Tensor) -> Tensor:
+    if not values.is_cpu:
+        raise ValueError(f"expected values and bias on the CPU, got {values.device}")
     if values.dtype is not torch.float32:
-        return values.float()
+        return values.float().contiguous()
     return values if values.is_contiguous() else values.contiguous()

@@ -13,7 +13,7 @@ import torch
 
 class _Kept(threading.local):
     def __init__(self) -> None:
-        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self.buffer = torch.empty(0, dtype=torch.uint8, device="cpu")
 
 
 _KEPT = _Kept()
@@ -24,7 +24,7 @@ def scratch(size: int) -> int:
     buffer = _KEPT.buffer
     if buffer.shape[0] < size:
         # A little more than asked for, so that slowly growing sizes do not allocate each time.
-        buffer = _KEPT.buffer = torch.empty(size + size // 8 + 256, dtype=torch.uint8)
+        buffer = _KEPT.buffer = torch.empty(size + size // 8 + 256, dtype=torch.uint8, device="cpu")
     return buffer.data_ptr()
 
 
@@ -35,7 +35,8 @@ def keep_freed_memory() -> None:
     A training step frees its activations at its end. By default they may go back to the kernel then, and each next
     step pays for a page fault every 4 KB: at 99 % sparsity as much as for the arithmetic.
     """
-    if platform.libc_ver()[0] != "glibc" or {"MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys():
+    theirs = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"}
+    if platform.libc_ver()[0] != "glibc" or theirs & os.environ.keys():
         return
     # From malloc.h: M_MMAP_THRESHOLD, at its greatest value, and M_TRIM_THRESHOLD.
     libc = ctypes.CDLL(None)

@@ -57,14 +57,14 @@ def structure(mask: Tensor, forward_block: int, backward_block: int) -> Structur
     outputs, inputs = mask.shape
     flat = mask.contiguous()
     forward_blocks, backward_blocks = -(-inputs // forward_block), -(-outputs // backward_block)
-    by_row = torch.zeros(forward_blocks * outputs + 1, dtype=torch.int32)
-    by_column = torch.zeros(backward_blocks * inputs + 1, dtype=torch.int32)
+    by_row = torch.zeros(forward_blocks * outputs + 1, dtype=torch.int32, device="cpu")
+    by_column = torch.zeros(backward_blocks * inputs + 1, dtype=torch.int32, device="cpu")
     sizes = (outputs, inputs, forward_block, backward_block)
     counting, placing = _kernels(host())
     counting(1, flat.data_ptr(), *sizes, by_row.data_ptr(), by_column.data_ptr())
     row_starts, column_starts = _starts(by_row), _starts(by_column)
     nnz = int(row_starts[-1])
-    columns, order, rows = (torch.empty(nnz, dtype=torch.int32) for _ in range(3))
+    columns, order, rows = (torch.empty(nnz, dtype=torch.int32, device="cpu") for _ in range(3))
     # Placing moves each start on by the number of weights placed.
     row_next, column_next = row_starts.clone(), column_starts.clone()
     arrays = (row_next, column_next, columns, order, rows)

@@ -121,7 +121,7 @@ class _FusedProduct(torch.autograd.Function):
         needs = ctx.needs_input_grad
         dx, dvalues, dbias = ctx.op.backward_fused(dy, x, y, values, needs[0], needs[2])
         if ctx.wanted is not None:
-            ctx.wanted.add(dy if y is None else dy * (y > 0), x)
+            ctx.wanted.add(dy if y is None else torch.where(y <= 0, 0, dy), x)
         return dx, dvalues, dbias, None, None, None, None
 
 

@@ -248,7 +248,7 @@ def test_nothing_is_written_beyond_the_outputs(case: Case, monkeypatch: pytest.M
     made: list[Tensor] = []
     empty = torch.empty
 
-    def bordered(size: tuple[int, ...] | int, dtype: torch.dtype) -> Tensor:
+    def bordered(size: tuple[int, ...] | int, dtype: torch.dtype, device: object = None) -> Tensor:
         shape = (size,) if isinstance(size, int) else tuple(size)
         if dtype is torch.uint8:
             return empty(shape, dtype=dtype)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sparseflow.testing import assert_close
 from sparseflow_kernels import reference
+from sparseflow_kernels.cpu_jit import _libraries
 from sparseflow_kernels.cpu_linear import Linear
 from sparseflow_kernels.cpu_structure import structure
 from sparseflow_kernels.cpu_target import AVX2, Target, host, scalar
@@ -150,6 +151,53 @@ def test_values_of_another_length_are_refused() -> None:
         case.linear.backward(case.dy[1:], case.x, None, values, True, True, 1)
 
 
+def test_a_gradient_of_another_dtype_is_refused_after_a_good_call_too() -> None:
+    case = LinearCase(33, 20, 64, 0.3, 16, host(), relu=True)
+    y = case.forward()
+    case.backward(y)
+    with pytest.raises(ValueError, match="y: expected"):
+        case.backward(y[:1])
+    case.dy = case.dy.bfloat16()
+    with pytest.raises(ValueError, match="dy: expected"):
+        case.backward(y)
+
+
+def test_a_bias_is_read_by_its_strides() -> None:
+    case = LinearCase(33, 20, 60, 0.3, 16, host())
+    expected = case.forward()
+    case.bias = torch.stack([case.bias, torch.zeros(33)], 1)[:, 0]
+    assert not case.bias.is_contiguous()
+    assert torch.equal(case.forward(), expected)
+
+
+def test_relu_passes_gradients_at_nan_like_torch() -> None:
+    case = LinearCase(3, 3, 20, 1.0, 16, host(), relu=True)
+    case.bias = torch.tensor([torch.nan, 100.0, -100.0])
+    dbias = case.backward(case.forward())[2]
+    assert dbias is not None
+    torch.testing.assert_close(dbias, case.dy.sum(0) * torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_a_default_device_changes_nothing() -> None:
+    case = LinearCase(33, 20, 60, 0.3, 16, host())
+    expected = case.forward()
+    with torch.device("meta"):
+        assert torch.equal(case.forward(), expected)
+        assert Linear(structure(case.mask, 16, 16), host()).structure.rows.is_cpu
+
+
+def test_libraries_are_found_in_a_memory_map_whose_paths_hold_spaces() -> None:
+    maps = (
+        "7f00-7f01 r-xp 00000000 08:01 123    /home/my user/torch/lib/libgomp.so.1\n"
+        "7f02-7f03 r--p 00000000 08:01 124    /opt/sklearn/libgomp-a34b.so.1 (deleted)\n"
+        "7f04-7f05 rw-p 00000000 00:00 0\n"
+    )
+    assert {str(path) for path in _libraries(maps)} == {
+        "/home/my user/torch/lib/libgomp.so.1",
+        "/opt/sklearn/libgomp-a34b.so.1",
+    }
+
+
 def test_nothing_is_written_beyond_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Tensor] = []
     empty = torch.empty
@@ -158,11 +206,11 @@ def test_nothing_is_written_beyond_the_outputs(monkeypatch: pytest.MonkeyPatch) 
         made.append(torch.full((numbers + 256,), 7.0, dtype=dtype))
         return made[-1][128 : 128 + numbers]
 
-    def strided(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def strided(shape: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype, device: object) -> Tensor:
         flat = bordered(shape[0] * shape[1], dtype)
         return flat.as_strided(shape, strides, flat.storage_offset())
 
-    def plain(size: int | torch.Size, dtype: torch.dtype) -> Tensor:
+    def plain(size: int | torch.Size, dtype: torch.dtype, device: object = None) -> Tensor:
         number = size if isinstance(size, int) else size.numel()
         return empty(size, dtype=dtype) if dtype is torch.uint8 else bordered(number, dtype)
 

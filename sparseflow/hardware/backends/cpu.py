@@ -16,7 +16,7 @@ from sparseflow.hardware.backends.base import Cost, SparseOp
 from sparseflow.hardware.backends.rates import rates
 from sparseflow.hardware.workload import Geometry, Workload
 
-_LINEAR = re.compile(r"cpu/1/linear/f(?P<forward>\d+)/b(?P<backward>\d+)")
+_LINEAR = re.compile(r"cpu/1/linear/f(?P<forward>[1-9]\d*)/b(?P<backward>[1-9]\d*)")
 
 
 class Cpu:
