@@ -2,7 +2,7 @@
 
 A real search takes hours, not seven times over. So both searches go on round by round in turn, each round is short, and
 every step is timed: sample k takes each round to be its own time outside the steps (pruning, planning, packing, proofs,
-evaluation, the first step) plus so many steps, all like its k-th. Promised is what that comes to for rounds of 200
+evaluation, the first step) plus so many steps, all like its k-th. Promised is what that comes to for rounds of 500
 steps, which is short for a search: a dozen alone would be outweighed by what a round costs outside of them. What the
 rounds came to as they were run stands beside it.
 """
@@ -31,7 +31,7 @@ from sparseflow.training.trainer import Trainer
 _LIMITS = {12: 0.65, 20: 0.45}
 _RATE = 0.2
 _STEPS = 12
-_PROMISED_STEPS = 200
+_PROMISED_STEPS = 500
 
 
 @dataclass(frozen=True)
