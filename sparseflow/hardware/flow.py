@@ -7,8 +7,10 @@ may need the standard layout. So a layer's output may be feature-major only wher
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -22,20 +24,21 @@ from sparseflow.hardware.swap import hooked
 from sparseflow.hardware.workload import Kind
 
 # Checked on torch 2.13, and again by a test: with a feature-major input, output and gradient are feature-major. The
-# model runs in eval mode; what only training adds, dropout, is element-wise too and keeps strides likewise.
+# last line is what dropout as a function is made of in training, on one device or another.
 # fmt: off
 ELEMENTWISE = frozenset(
     [
         "abs", "add", "alias", "celu", "clamp", "clone", "detach", "div", "elu", "erf", "exp", "gelu",
         "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "mul", "neg", "pow", "relu", "rsub",
         "sigmoid", "silu", "softplus", "sub", "tanh", "_to_copy",
+        "bernoulli_", "empty_like", "native_dropout",
     ]
 )
 # fmt: on
 # Autograd detaches what it saves, so these do not say that anybody reads a tensor.
 _NO_READING = ("alias", "detach")
 # In training, too, a ReLU may stand before or after them alike. Any other module between a layer and its ReLU may be
-# the identity only in eval mode.
+# the identity only as long as it is not trained.
 _COMMUTE_WITH_RELU = (nn.ReLU, nn.Identity, nn.Dropout, nn.Sequential)
 
 
@@ -46,6 +49,8 @@ class Flow:
     `feeds`: weights whose layers take them, empty where anything else sees them. `mates`: weights whose outputs are
     combined with them on the way. `sources`: weights from whose outputs alone its own inputs are made. `relus`: the
     nn.ReLU modules that are the only readers, one in every call; empty where a call has another.
+
+    `a & b` is what two runs allow, both of them.
     """
 
     feeds: frozenset[str] = frozenset()
@@ -53,8 +58,17 @@ class Flow:
     sources: frozenset[str] = frozenset()
     relus: tuple[str, ...] = ()
 
+    def __and__(self, other: Flow) -> Flow:
+        return Flow(
+            self.feeds | other.feeds if self.feeds and other.feeds else frozenset(),
+            self.mates | other.mates,
+            self.sources | other.sources if self.sources and other.sources else frozenset(),
+            tuple(sorted({*self.relus, *other.relus})) if self.relus and other.relus else (),
+        )
 
-@dataclass(eq=False)
+
+# With slots, the object itself and no dict of it is what refers to the tensor.
+@dataclass(eq=False, slots=True)
 class _Made:
     """A tensor made element-wise from outputs of layers. Kept alive, so that its id stays its own."""
 
@@ -116,9 +130,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for handle in handles:
                 handle.remove()
 
-    def flows(self, model: nn.Module, output: object) -> dict[str, Flow]:
+    def flows(self, output: object) -> dict[str, Flow]:
         """What was seen of each weight, once the model has returned its output."""
-        self._note_what_is_kept(model, output)
+        self._note_what_is_kept(output)
         self._spread()
         return {
             name: Flow(
@@ -168,7 +182,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, module: nn.Module, name: str
     ) -> Callable[[nn.Module, tuple[object, ...], dict[str, object]], None]:
         # Hooks on a ReLU see its input as it is.
-        is_relu, opaque = type(module) is nn.ReLU, hooked(module) or type(module) not in _COMMUTE_WITH_RELU
+        is_relu, opaque = type(module) is nn.ReLU, hooked(module) or not _commutes_with_relu(module)
 
         def hook(module: nn.Module, inputs: tuple[object, ...], named: dict[str, object]) -> None:
             for x in _tensors((inputs, named)):
@@ -184,7 +198,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(y) in self._made:
                 self._made[id(y)].observed = True
 
-    def _follow(self, op: str, arguments: object, result: object) -> None:
+    def _follow(self, op: str, arguments: object, result: Any) -> None:
         read = [self._made[id(tensor)] for tensor in _tensors(arguments) if id(tensor) in self._made]
         if not read:
             return
@@ -196,6 +210,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 made.readers.append(reader)
         origins = frozenset[str]().union(*(made.origins for made in read))
+        if op == "native_dropout":
+            # Its mask is for autograd alone.
+            result, _ = result
         if not _keeps_strides(op, arguments, read, result):
             self._break(origins)
             return
@@ -211,12 +228,14 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for origin in origins:
             self._sites[origin].broken = True
 
-    def _note_what_is_kept(self, model: nn.Module, output: object) -> None:
-        kept = {id(tensor) for tensor in _tensors((output, [vars(module) for module in model.modules()]))}
-        for key, made in self._made.items():
-            made.observed |= key in kept
-            # What nobody reads is kept too, somewhere out of sight.
-            if key in kept or not made.readers:
+    def _note_what_is_kept(self, output: object) -> None:
+        self._relu = None
+        every = {*self._made.values(), *(made for site in self._sites.values() for made in site.outputs)}
+        kept = {id(tensor) for tensor in _tensors(output)} | _held_elsewhere(every)
+        for made in every:
+            made.observed |= id(made.tensor) in kept
+            # What nobody reads is kept too, out of Python's sight.
+            if id(made.tensor) in kept or not made.readers:
                 self._break(made.origins)
 
     def _spread(self) -> None:
@@ -241,6 +260,21 @@ def _relus(site: _Site) -> tuple[str, ...]:
     if site.hooked or site.uncalled or any(made.observed or len(made.readers) != 1 for made in site.outputs):
         return ()
     return tuple(sorted(set(readers))) if all(readers) else ()
+
+
+def _commutes_with_relu(module: nn.Module) -> bool:
+    # In place, dropout would write into the output that a layer keeps for the backward of its ReLU.
+    return type(module) in _COMMUTE_WITH_RELU and not (isinstance(module, nn.Dropout) and module.inplace)
+
+
+def _held_elsewhere(every: set[_Made]) -> set[int]:
+    """Ids of the tensors that objects of other people refer to: lists, dataclasses, modules, closures."""
+    tensors = {id(made.tensor): made.tensor for made in every}
+    ours = {id(tensors), *map(id, every)}
+    referrers = gc.get_referrers(*tensors.values())
+    # Frames are those of the caller and of this function: the model's own have returned.
+    holders = [one for one in referrers if id(one) not in ours and not isinstance(one, FrameType)]
+    return tensors.keys() & set(map(id, gc.get_referents(*holders)))
 
 
 def _keeps_strides(op: str, arguments: object, read: list[_Made], result: object) -> bool:

@@ -20,6 +20,7 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.backends.base import FusedOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
+from sparseflow.hardware.moving import NOTHING_ON_META, moved
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
 from sparseflow.hardware.product import autocast_dtype, autocasts, fused_product, handle_of, product, unpack
 from sparseflow.hardware.relu import mark_rectified
@@ -35,7 +36,8 @@ class SparseLayer(nn.Module):
     `weight`, of which the layer's own mask keeps its places.
 
     With `relu` the layer applies max(0, y) to its own output. With `feature_major` it gives that output with the
-    batch contiguous, where its backend can: for layers whose output goes to another such layer. `sparsify` sets both.
+    batch contiguous, where its backend can: for layers whose output goes to another such layer. `sparsify` sets both
+    where no hook sees that output; a hook registered afterwards gets it rectified, and batch-contiguous.
     """
 
     values: nn.Parameter
@@ -146,8 +148,10 @@ class SparseLayer(nn.Module):
     # How nn.Module lets a layer move, copy and load: the indices go with the values.
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseLayer:
+        # First, for it may refuse.
+        indices = moved(self.op.tensors(), fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._install(self.op.with_tensors({key: fn(tensor) for key, tensor in self.op.tensors().items()}))
+        self._install(self.op.with_tensors(indices))
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -185,7 +189,7 @@ class SparseLayer(nn.Module):
 
     def _load_weight(self, state: Mapping[str, Any], prefix: str, missing_keys: list[str]) -> None:
         if self.values.is_meta:
-            raise ValueError(f"{prefix}weight: nothing can be loaded on the meta device; move the layer first")
+            raise ValueError(f"{prefix}weight: nothing can be loaded on the meta device: {NOTHING_ON_META}")
         if prefix + "weight" in state:
             weight = state[prefix + "weight"]
             if tuple(weight.shape) != self.weight_shape:
@@ -198,11 +202,9 @@ class SparseLayer(nn.Module):
             return
         device = self.values.device
         mask = unpack_bits(state[prefix + "weight_mask"].to(device), self.weight_shape, prefix + "weight_mask")
-        kept = state[prefix + "weight_values"].detach().to(self.values)
-        if kept.numel() != int(mask.sum()):
-            raise ValueError(
-                f"{prefix}weight_values: expected {int(mask.sum())} kept weights by weight_mask, got {kept.numel()}"
-            )
+        kept, count = state[prefix + "weight_values"].detach().to(self.values), int(mask.sum())
+        if len(kept) != count:
+            raise ValueError(f"{prefix}weight_values: expected {count} kept weights by weight_mask, got {len(kept)}")
         weight = torch.zeros(self.weight_shape, dtype=kept.dtype, device=device)
         weight[mask] = kept
         op = self.op if torch.equal(mask, self.mask) else self.repack(mask)
@@ -236,9 +238,7 @@ class SparseLinear(SparseLayer):
         # The name is torch's, for callers who give it by keyword.
         x = input
         if x.shape[-1] != self.in_features:
-            raise ValueError(
-                f"{type(self).__name__}: expected inputs of width {self.in_features}, got {tuple(x.shape)}"
-            )
+            raise ValueError(f"SparseLinear: expected inputs of width {self.in_features}, got {tuple(x.shape)}")
         if x.dim() == 2:
             y = self._product(x)
         else:
@@ -283,9 +283,7 @@ class SparseConv2d(SparseLayer):
     def forward(self, input: Tensor) -> Tensor:
         x = input
         if x.dim() not in (3, 4) or x.shape[-3] != self.in_channels:
-            raise ValueError(
-                f"{type(self).__name__}: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"SparseConv2d: expected ({self.in_channels} channels, H, W), got {tuple(x.shape)}")
         x_BCHW = x if x.dim() == 4 else x.unsqueeze(0)
         if self.extra_padding is not None:
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode

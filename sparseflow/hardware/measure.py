@@ -15,9 +15,13 @@ from sparseflow.hardware.backends import Backend, Cost, SparseOp
 from sparseflow.hardware.backends.base import FusedOp
 from sparseflow.hardware.workload import Workload
 
-# Interleaved repeats; the medians are compared. Five milliseconds a candidate and repeat bound a plan's time.
+# Interleaved repeats; the medians are compared. Five milliseconds a candidate and repeat bound a plan's time; what
+# takes longer is less noisy, and repeated less.
 REPEATS = 7
+_REPEATS_OF_LONG = 3
 _BUDGET = 0.005
+# A candidate whose warm-up took so many times as long as the best one's is out of the race: its warm-up is its time.
+_HOPELESS = 2.0
 
 
 def measure(candidates: dict[str, Backend], work: Workload) -> dict[str, Cost]:
@@ -31,10 +35,10 @@ def measure(candidates: dict[str, Backend], work: Workload) -> dict[str, Cost]:
     generator = torch.Generator().manual_seed(0)
     inputs = _inputs(work, generator)
     trials = {name: _Trial(backend, work, inputs) for name, backend in candidates.items()}
-    for trial in trials.values():
-        trial.warm_up()
-    for _ in range(REPEATS):
-        for trial in trials.values():
+    best = min(trial.warm_up() for trial in trials.values())
+    running = [trial for trial in trials.values() if trial.elapsed <= _HOPELESS * best or best < _BUDGET]
+    for _ in range(REPEATS if best < 2 * _BUDGET else _REPEATS_OF_LONG):
+        for trial in running:
             trial.repeat()
     return {name: trial.cost() for name, trial in trials.items()}
 
@@ -50,11 +54,10 @@ class _Inputs:
 def _inputs(work: Workload, generator: torch.Generator) -> _Inputs:
     x = torch.randn(work.input_shape(), generator=generator).to(work.device, work.compute_dtype)
     weight = torch.randn(work.shape, generator=generator)
-    scores = torch.rand(weight.numel(), generator=generator)
-    mask = torch.zeros(weight.numel(), dtype=torch.bool)
-    mask[scores.topk(max(1, round(work.density * weight.numel()))).indices] = True
+    mask = torch.rand(weight.shape, generator=generator) < work.density
+    mask.view(-1)[0] = True
     bias = torch.zeros(work.shape[0], device=work.device, dtype=work.compute_dtype) if work.bias else None
-    return _Inputs(x, weight.to(work.device, work.compute_dtype), mask.view(work.shape).to(work.device), bias)
+    return _Inputs(x, weight.to(work.device, work.compute_dtype), mask.to(work.device), bias)
 
 
 class _Trial:
@@ -65,32 +68,41 @@ class _Trial:
         self.passes = _passes(self.op, work, inputs, self.values)
         self.passes["update"] = _update(self.values.to(work.dtype))
         self.times: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}
+        self.warm: dict[str, float] = {}
+        self.elapsed = 0.0
         self.loops = 1
 
-    def warm_up(self) -> None:
-        start = time.perf_counter()
+    def warm_up(self) -> float:
+        """Runs twice; sets and returns the seconds of the second time."""
         for part in self.passes.values():
             part()
-        elapsed = time.perf_counter() - start
-        for part in self.passes.values():
-            part()
-        self.loops = max(1, min(50, int(_BUDGET / max(elapsed, 1e-6))))
+        for name, part in self.passes.items():
+            self.warm[name] = self._timed(part, 1)
+        self.elapsed = sum(self.warm.values())
+        self.loops = max(1, min(50, int(_BUDGET / max(self.elapsed, 1e-6))))
+        return self.elapsed
 
     def repeat(self) -> None:
         for name, part in self.passes.items():
-            self._wait()
-            start = time.perf_counter()
-            for _ in range(self.loops):
-                part()
-            self._wait()
-            self.times[name].append((time.perf_counter() - start) / self.loops)
+            self.times[name].append(self._timed(part, self.loops))
+
+    def _timed(self, part: Callable[[], object], loops: int) -> float:
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(loops):
+            part()
+        self._wait()
+        return (time.perf_counter() - start) / loops
+
+    def _median(self, name: str) -> float:
+        return median(self.times[name] or [self.warm[name]])
 
     def cost(self) -> Cost:
         return Cost(
-            forward=median(self.times["forward"]),
+            forward=self._median("forward"),
             dgrad=0.0,
-            wgrad=median(self.times["backward"]),
-            update=median(self.times["update"]),
+            wgrad=self._median("backward"),
+            update=self._median("update"),
             bytes=4 * self.values.numel() * self.work.dtype.itemsize + self.op.nbytes,
             measured=True,
         )

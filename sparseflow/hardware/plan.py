@@ -31,13 +31,16 @@ def plan(
     sample: Sample | None = None,
     backend: str = "auto",
     fresh: bool = False,
+    crossovers: bool = True,
 ) -> Plan:
-    """Runs the model once on the sample, times the candidates of each masked layer on this machine, and chooses.
+    """Runs the model on the sample, times the candidates of each masked layer on this machine, and chooses.
 
     `sample` is a tensor, tuple or dict as the model's forward takes it, of the size that training will use. The
-    model is not changed: RNGs, buffers and modes are restored. Timings are kept on disk (see `Timings`) and found
+    model is not changed: RNGs, buffers and modes are restored. It runs in eval mode and, where something could be
+    chained or fused, in train mode once more (see `observe`). Timings are kept on disk (see `Timings`) and found
     again unless `fresh`. With a backend's name nothing is timed, and the sample may be left out: it then tells which
-    layers form chains. `ValueError` for masks that do not fit the model.
+    layers form chains. With `crossovers` it says at which density the runner-up would win, which takes as long
+    again. `ValueError` for masks that do not fit the model.
     """
     if backend == "auto" and sample is None:
         raise ValueError(
@@ -55,7 +58,7 @@ def plan(
     if backend != "auto":
         return Plan(route_to(backend, works, flows), found.left_dense)
     timings = Timings(fresh)
-    rows = route(works, flows, timings)
+    rows = route(works, flows, timings, crossovers)
     timings.save()
     return Plan(rows, found.left_dense)
 

@@ -14,7 +14,9 @@ class PassedReLU(nn.ReLU):
     """nn.ReLU that returns its input itself where a sparse layer marked it as rectified, and computes elsewhere.
 
     Only the mark on the tensor counts, so that one module may stand behind several layers. Where the mark is lost on
-    the way, as through dropout, it computes: a ReLU twice is a ReLU.
+    the way, as through dropout, it computes: a ReLU twice is a ReLU. A torch.utils.checkpoint (use_reentrant=False)
+    that begins between a layer and its ReLU meets the mark in its first pass alone, and raises CheckpointError when it
+    computes again: begin it before the layer, or behind the ReLU.
     """
 
     def forward(self, input: Tensor) -> Tensor:

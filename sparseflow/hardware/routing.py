@@ -38,11 +38,11 @@ class _Choice:
     earlier: bool
 
 
-def route(works: Works, flows: Flows, timings: Timings) -> tuple[Row, ...]:
+def route(works: Works, flows: Flows, timings: Timings, crossovers: bool = True) -> tuple[Row, ...]:
     """A row for each weight with the backend that is fastest here, chains of layers taken into account.
 
     A layer's output is feature-major where all layers that take it were given the same fusing backend. Layers of one
-    workload share a timing.
+    workload share a timing. Crossovers cost the timing of two candidates at another density.
     """
     choose = functools.cache(lambda work: _choose(work, timings))
     fusing = _Fusing()
@@ -58,7 +58,7 @@ def route(works: Works, flows: Flows, timings: Timings) -> tuple[Row, ...]:
     fused = fusing.of({name: choice.order[0] for name, choice in choices.items()}, works)
     # Layers that have come together after all need no copies between them.
     chains = _unbroken(seen, flows, fused)
-    crossing = functools.cache(lambda choice: _crossover(choice, timings))
+    crossing = functools.cache(lambda choice: _crossover(choice, timings) if crossovers else (None, ""))
     rows = []
     for name, choice in choices.items():
         density, words = crossing(choice)

@@ -1,4 +1,4 @@
-"""One run of a model on a sample, to see what each layer gets; nothing of it remains."""
+"""Runs of a model on a sample, to see what each layer gets; nothing of them remains."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ class Seen:
 
 
 def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, list[nn.Module]]]) -> dict[str, Seen]:
-    """Runs the model once in eval mode, under the caller's autocast; RNGs, buffers and modes are restored bit for bit.
+    """Runs the model in eval mode, under the caller's autocast; RNGs, buffers and modes are restored bit for bit.
 
     `sample` is a tensor, tuple or dict as the model's forward takes it. `layers` gives the kind and all
-    modules of each weight. A layer that is not reached keeps 0 rows.
+    modules of each weight. A layer that is not reached keeps 0 rows. Where an output could be handed on in another
+    form, the model runs once more in train mode, and flows hold what both runs allow: nothing, if that run fails.
     """
     seen = {name: Seen() for name in layers}
     # Before our own hooks: it looks who else has some.
@@ -49,16 +50,38 @@ def observe(model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, l
         for module in modules
     ]
     try:
-        with untouched(model), torch.enable_grad(), _eagerly():
-            with watch.hooks(model), watch:
-                output = call(model, sample)
-            flows = watch.flows(model, output)
+        flows = _run(model, sample, watch, training=False)
     finally:
         for hook in hooks:
             hook.remove()
+    if any(flow.feeds or flow.relus for flow in flows.values()):
+        trained = _run_in_training(model, sample, layers)
+        flows = {name: flow & trained.get(name, Flow()) for name, flow in flows.items()}
     for name, flow in flows.items():
         seen[name].flow = flow
     return seen
+
+
+def _run(model: nn.Module, sample: Sample, watch: Watch, training: bool) -> dict[str, Flow]:
+    with untouched(model, training), torch.enable_grad(), _eagerly():
+        for module in model.modules():
+            # It may stand on either side of a ReLU and keeps strides. Trained, it would hide who reads its input.
+            if type(module) is nn.Dropout and not module.inplace:
+                module.training = False
+        with watch.hooks(model), watch:
+            output = call(model, sample)
+        return watch.flows(output)
+
+
+def _run_in_training(
+    model: nn.Module, sample: Sample, layers: Mapping[str, tuple[Kind, list[nn.Module]]]
+) -> dict[str, Flow]:
+    try:
+        return _run(model, sample, Watch(layers), training=True)
+    except Exception:
+        # The user's code may raise anything: a norm wants more rows, a detector wants targets. The model may
+        # be for evaluation alone, so that it is no error, and without having seen training nothing is fused.
+        return {}
 
 
 def _eagerly() -> contextlib.AbstractContextManager[object]:
@@ -95,8 +118,8 @@ def call(model: nn.Module, sample: Sample) -> object:
 
 
 @contextlib.contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards modes, buffers and the RNGs of torch, numpy and Python are what they were."""
+def untouched(model: nn.Module, training: bool = False) -> Iterator[None]:
+    """Eval or train mode inside; afterwards modes, buffers and RNGs of torch, numpy and Python are what they were."""
     modes = [(module, module.training) for module in model.modules()]
     # A forward may write into a buffer or put another tensor in its place.
     registered = [(module, dict(module._buffers)) for module in model.modules()]
@@ -105,7 +128,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     try:
         with torch.random.fork_rng(devices=devices):
-            model.eval()
+            model.train(training)
             yield
     finally:
         for module, training in modes:

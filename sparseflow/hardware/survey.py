@@ -143,6 +143,9 @@ def _why_dense(module: nn.Module) -> str | None:
         return f"{type(module).__name__} is a subclass of {kind.__name__}"
     if "weight" not in module._parameters:
         return "its weight is computed from other parameters (weight norm, or torch.nn.utils.prune)"
+    weight = module._parameters["weight"]
+    if weight is None or not weight.numel():
+        return "it has no weights"
     if "forward" in module.__dict__:
         return "its forward was replaced on the object"
     more = {*module._parameters, *module._buffers, *module._modules} - {"weight", "bias"}

@@ -184,7 +184,7 @@ def _train(round: Round) -> Iterator[Round]:
 
 def _plan(model: nn.Module, masks: Masks, backend: str, sample: Sample | None, records: Records, index: int) -> Plan:
     recorded = records.plan(index)
-    chosen = recorded if recorded is not None else plan(model, masks, sample, backend)
+    chosen = recorded or plan(model, masks, sample, backend, crossovers=False)
     if recorded is not None:
         _check_replay(recorded, masks, index)
     records.keep_plan(index, chosen)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from fused_backend import is_feature_major, to_feature_major
 from torch import Tensor, nn
 
-from sparseflow.hardware.flow import ELEMENTWISE, Flow
+from sparseflow.hardware.flow import Flow
 from sparseflow.hardware.sample import Sample, observe
 from sparseflow.hardware.survey import geometry_of, survey
 
@@ -24,6 +24,7 @@ class Model(nn.Module):
         self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
         self.relu = nn.ReLU()
         self.kept: object = None
+        self.holder = SimpleNamespace()
         self.code = code
 
     def forward(self, x: Tensor) -> object:
@@ -56,6 +57,8 @@ CHAINS: dict[str, Callable[[Model, Tensor], object]] = {
     "gelu by hand": lambda m, x: m.b((y := m.a(x)) * 0.5 * (1 + torch.tanh(0.8 * (y + 0.04 * torch.pow(y, 3.0))))),
     "scalars": lambda m, x: m.b(1 - 2 * m.a(x) / 3 + torch.tensor(2.0)),
     "a bias": lambda m, x: m.b(torch.ones(4) * m.a(x)),
+    "dropout as a function": lambda m, x: m.b(F.dropout(m.a(x), 0.5, m.training)),
+    "dropout of one kernel": lambda m, x: m.b(torch.native_dropout(m.a(x), 0.5, m.training)[0]),
     "a cast": lambda m, x: m.b(m.a(x).double().float()),
     "detached": lambda m, x: m.b(m.a(x).detach()),
     "in a list": lambda m, x: m.b([m.a(x)][0]),
@@ -82,14 +85,38 @@ def test_a_residual_add_of_two_outputs_is_a_chain() -> None:
 class Result:
     """A class that pytree does not know."""
 
+    pre: Tensor
     y: Tensor
+
+
+# Outside of any model.
+TAPS: list[Tensor] = []
+
+
+def kept(y: Tensor, wanted: bool = True) -> Tensor:
+    if wanted:
+        TAPS.append(y)
+    return y
+
+
+@pytest.fixture(autouse=True)
+def no_taps() -> Iterator[None]:
+    yield
+    TAPS.clear()
 
 
 NO_CHAINS: dict[str, Callable[[Model, Tensor], object]] = {
     "returned": lambda m, x: m.a(x),
     "returned in a dict": lambda m, x: {"y": m.b(y := m.a(x)), "features": [y]},
-    "returned in a class of the user": lambda m, x: Result([y := m.a(x), m.b(y), y.relu()][2]),
+    "returned in a class of the user": lambda m, x: Result(y := m.a(x), m.b(y)),
+    "returned in a namespace": lambda m, x: SimpleNamespace(pre=(y := m.a(x)), y=m.b(y)),
+    "returned in a closure": lambda m, x: (lambda y: (m.b(y), lambda: y))(m.a(x)),
     "kept": lambda m, x: m.b(setattr(m, "kept", [y := m.a(x)]) or y),
+    "kept in an object of the model": lambda m, x: m.b(setattr(m.holder, "kept", y := m.a(x)) or y),
+    "kept outside": lambda m, x: m.b(kept(m.a(x))),
+    "kept in training": lambda m, x: m.b(kept(m.a(x), m.training)),
+    "view in training": lambda m, x: m.b(m.a(x).view(-1, 4) if m.training else m.a(x)),
+    "with a broken one in training": lambda m, x: m.c(m.a(x) + (y := m.b(x))) + (y if m.training else 0),
     "not used": lambda m, x: (m.a(x), m.b(x))[1],
     "view": lambda m, x: m.b(m.a(x).view(-1, 4)),
     "flatten": lambda m, x: m.b(m.a(x).flatten(0, 1)),
@@ -135,6 +162,14 @@ RELUS: dict[str, tuple[Callable[[Model, Tensor], object], tuple[str, ...]]] = {
     "beside a detached copy": (lambda m, x: (m.relu(y := m.a(x)), y.detach()), ()),
     "beside a return": (lambda m, x: (m.relu(y := m.a(x)), y), ()),
     "beside an attribute": (lambda m, x: m.relu(setattr(m, "kept", y := m.a(x)) or y), ()),
+    "beside an attribute of an object": (lambda m, x: m.relu(setattr(m.holder, "kept", y := m.a(x)) or y), ()),
+    "beside a list outside": (lambda m, x: m.relu(kept(m.a(x))), ()),
+    "beside a field": (lambda m, x: Result(y := m.a(x), m.relu(y)), ()),
+    "beside a name": (lambda m, x: SimpleNamespace(pre=(y := m.a(x)), y=m.relu(y)), ()),
+    "the output kept": (lambda m, x: kept(m.relu(m.a(x))), ("relu",)),
+    "beside a penalty in training": (lambda m, x: (m.relu(y := m.a(x)), y.abs().sum() if m.training else 0), ()),
+    "after a step in training": (lambda m, x: m.relu(m.a(x).mul_(torch.ones(4)) if m.training else m.a(x)), ()),
+    "dropout after": (lambda m, x: F.dropout(m.relu(m.a(x)), 0.5, m.training), ("relu",)),
 }
 
 
@@ -153,10 +188,33 @@ class Softer(nn.ReLU):
     pass
 
 
-@pytest.mark.parametrize(("module", "fused"), [(nn.Dropout(), True), (Noise(), False), (nn.AlphaDropout(), False)])
+BETWEEN: list[tuple[nn.Module, bool]] = [
+    (nn.Dropout(), True),
+    (nn.Dropout(inplace=True), False),
+    # Its p may be raised later.
+    (nn.Dropout(0.0, inplace=True), False),
+    (Noise(), False),
+    (nn.AlphaDropout(), False),
+]
+
+
+@pytest.mark.parametrize(("module", "fused"), BETWEEN)
 def test_what_is_the_identity_only_in_eval_mode_may_stand_between(module: nn.Module, fused: bool) -> None:
     model = nn.Sequential(nn.Linear(4, 4), module, nn.ReLU())
     assert bool(flows(model, torch.randn(3, 4))["0.weight"].relus) == fused
+
+
+def test_nothing_is_chained_or_fused_where_training_fails_on_the_sample() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.BatchNorm1d(4))
+    assert flows(model, torch.randn(2, 4))["0.weight"] == Flow(frozenset({"2.weight"}), relus=("1",))
+    assert set(flows(model, torch.randn(1, 4)).values()) == {Flow()}
+
+
+def test_two_runs_together_allow_what_both_do() -> None:
+    a, b, c = (frozenset({name}) for name in "abc")
+    both = Flow(a, a, a, ("r",)) & Flow(b, b, b, ("q",))
+    assert both == Flow(a | b, a | b, a | b, ("q", "r"))
+    assert Flow(a, b, c, ("r",)) & Flow() == Flow() & Flow(a, b, c, ("r",)) == Flow(mates=b)
 
 
 def test_only_the_class_itself_is_a_relu() -> None:
@@ -212,62 +270,3 @@ def test_a_compiled_model_shows_its_chains() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     compiled = torch.compile(model, backend=lambda graph, inputs: pytest.fail("compiled for a sample run"))
     assert flows(compiled, torch.randn(3, 4))["0.weight"] == Flow(frozenset({"2.weight"}), relus=("1",))
-
-
-STEPS: dict[str, Callable[[Tensor], Tensor]] = {
-    "add": lambda y: torch.ones(y.shape[-1]) + y,
-    "clamp": lambda y: y.clamp(0, 1),
-    "div": lambda y: y / 3,
-    "leaky_relu": F.leaky_relu,
-    "mul": lambda y: y * torch.sigmoid(y),
-    "pow": lambda y: y**3,
-    "rsub": lambda y: 1 - y,
-    "sub": lambda y: F.relu(y) - y,
-    "_to_copy": lambda y: y.double(),
-    "alias": torch.ops.aten.alias,
-    "clone": torch.clone,
-    "detach": torch.detach,
-    "dropout": lambda y: F.dropout(y, 0.5),
-    "celu": F.celu,
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "hardsigmoid": F.hardsigmoid,
-    "hardswish": F.hardswish,
-    "hardtanh": F.hardtanh,
-    "mish": F.mish,
-    "silu": F.silu,
-    "softplus": F.softplus,
-    "abs": torch.abs,
-    "erf": torch.erf,
-    "exp": torch.exp,
-    "neg": torch.neg,
-    "relu": torch.relu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-}
-
-
-@pytest.mark.parametrize("shape", [(6, 7), (2, 3, 7)])
-def test_element_wise_steps_keep_strides_forward_and_backward(shape: tuple[int, ...]) -> None:
-    assert set(STEPS) == ELEMENTWISE | {"dropout"}
-    for name, step in STEPS.items():
-        x = _feature_major_rows(shape).requires_grad_()
-        y = step(x)
-        assert y.stride() == x.stride(), name
-        if y.requires_grad:
-            dy = _feature_major_rows(shape).to(y.dtype)
-            assert torch.autograd.grad(y, x, dy)[0].stride() == x.stride(), name
-
-
-def test_element_wise_steps_keep_images_stored_as_chwn() -> None:
-    for name, step in STEPS.items():
-        x = to_feature_major(torch.randn(3, 2, 5, 6)).requires_grad_()
-        y = step(x)
-        assert is_feature_major(y), name
-        if y.requires_grad:
-            dy = to_feature_major(torch.ones_like(y))
-            assert is_feature_major(torch.autograd.grad(y, x, dy)[0]), name
-
-
-def _feature_major_rows(shape: tuple[int, ...]) -> Tensor:
-    return to_feature_major(torch.randn(6, 7)).view(shape)

@@ -219,11 +219,13 @@ STAYS_DENSE: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "torch prune of the bias": (pruned_bias, "beside weight and bias it holds bias_mask, bias_orig"),
     "patched forward": (patched_forward, "its forward was replaced"),
     "a child": (with_a_child, "beside weight and bias it holds lora"),
+    "no inputs": (lambda: nn.Linear(0, 3), "it has no weights"),
     "lazy": (lambda: nn.LazyLinear(3), "LazyLinear is a subclass of Linear"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors is a no-op")
 @pytest.mark.parametrize("kind", STAYS_DENSE)
 def test_what_cannot_be_replaced_stays_dense_with_the_reason(kind: str) -> None:
     make, reason = STAYS_DENSE[kind]

@@ -289,9 +289,9 @@ def test_a_search_needs_a_dense_model() -> None:
 def test_plans_are_made_under_the_autocast_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer, seen, plan = tiny_trainer(), list[bool](), lottery.plan
 
-    def noted(*arguments: Any) -> sf.Plan:
+    def noted(*arguments: Any, crossovers: bool) -> sf.Plan:
         seen.append(torch.is_autocast_enabled("cpu"))
-        return plan(*arguments)
+        return plan(*arguments, crossovers=crossovers)
 
     monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
     monkeypatch.setattr(lottery, "plan", noted)

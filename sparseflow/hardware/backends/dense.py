@@ -90,6 +90,7 @@ class DenseOp:
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.mask.shape, self.mask.shape)
+        _check_gradient(dy, x, self.mask.shape)
         dx, dweight = _backward(geometry, dy, x, lambda: values, values.shape, need_dx)
         if self.nnz < self.mask.numel():
             dweight.view(_INTEGERS[dweight.itemsize]).bitwise_and_(self._kept_bits(dweight.itemsize))
@@ -138,6 +139,7 @@ class CompactOp:
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.index.shape, self.shape)
+        _check_gradient(dy, x, self.shape)
         # The scratch weight is made anew rather than saved: between forward and backward only nnz values stay.
         dx, dweight = _backward(geometry, dy, x, lambda: self.unpack_values(values), self.shape, need_dx)
         return dx, self.pack_values(dweight)
@@ -169,6 +171,12 @@ def _check(geometry: Geometry, x: Tensor, values: Tensor, expected: tuple[int, .
         raise ValueError(f"expected x with {width} features or channels, got shape {tuple(x.shape)}")
     if values.shape != expected:
         raise ValueError(f"expected values of shape {tuple(expected)}, got {tuple(values.shape)}")
+
+
+def _check_gradient(dy: Tensor, x: Tensor, weight: tuple[int, ...]) -> None:
+    expected = (x.shape[0], weight[0])
+    if dy.shape[:2] != expected:
+        raise ValueError(f"expected dy of shape {expected} or such images, got {tuple(dy.shape)}")
 
 
 def _forward(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
