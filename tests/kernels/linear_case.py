@@ -30,7 +30,7 @@ class LinearCase:
 
     def __post_init__(self) -> None:
         self.generator = torch.Generator().manual_seed(self.seed)
-        self.mask = self.random(self.outputs, self.inputs) < 2 * self.density - 1
+        self.mask = torch.rand(self.outputs, self.inputs, generator=self.generator) < self.density
         self.mask.view(-1)[self.seed % self.mask.numel()] = True
         self.linear = Linear(structure(self.mask, self.block, self.block), self.target)
         self.weight = self.random(self.outputs, self.inputs) * self.mask
@@ -39,8 +39,8 @@ class LinearCase:
         self.dy = self.matrix(self.rows, self.outputs, self.y_feature_major)
 
     def random(self, *shape: int) -> Tensor:
-        """Uniform in (-1, 1)."""
-        return 2 * torch.rand(shape, generator=self.generator) - 1
+        """Of both signs but positive in the mean: of a sum that cancels, rounding alone would be compared."""
+        return 2 * torch.rand(shape, generator=self.generator) - 0.5
 
     def matrix(self, rows: int, features: int, feature_major: bool) -> Tensor:
         """Random activations with the batch or the features contiguous."""
