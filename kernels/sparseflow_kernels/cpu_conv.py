@@ -12,20 +12,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.cpu_calls import ALONE, CPU, STORAGE, check_bias, check_output, flat_float32, keep
 from sparseflow_kernels.cpu_conv_backward import ConvBackward, backward_kernel, backward_room
 from sparseflow_kernels.cpu_conv_forward import ConvForward, forward_kernel, forward_room
 from sparseflow_kernels.cpu_conv_geometry import Geometry, axes, geometry
 from sparseflow_kernels.cpu_conv_structure import ConvStructure
 from sparseflow_kernels.cpu_conv_tiles import Variant
-from sparseflow_kernels.cpu_ir import Storage
 from sparseflow_kernels.cpu_jit import Prepared
 from sparseflow_kernels.cpu_scratch import keep_freed_memory, scratch
 from sparseflow_kernels.cpu_target import Target
 
-_STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
-
-# Below this many multiply-adds a second thread costs more than it brings.
-_ALONE = 200_000
 # Image and batch sizes that a convolution remembers.
 _REMEMBERED = 12
 
@@ -71,14 +67,13 @@ class Conv:
         call = self._forward.get(key)
         if call is None:
             self._check(x, values_Z)
-            if bias_shape is not None and bias_shape != (self.structure.shape.outputs,):
-                raise ValueError(f"expected a bias of shape ({self.structure.shape.outputs},), got {tuple(bias_shape)}")
-            call = _keep(self._forward, key, self._prepare_forward(x, relu, threads))
-        y = torch.empty((x.shape[0], self.structure.shape.outputs, *call.size), dtype=x.dtype, device="cpu")
+            check_bias(bias_O, self.structure.shape.outputs)
+            call = keep(self._forward, key, self._prepare_forward(x, relu, threads), _REMEMBERED)
+        y = torch.empty((x.shape[0], self.structure.shape.outputs, *call.size), dtype=x.dtype, device=CPU)
         if not y.numel():
             return y
-        x, values = x.contiguous(), _flat_float32(values_Z)
-        bias = None if bias_O is None else _flat_float32(bias_O)
+        x, values = x.contiguous(), flat_float32(values_Z)
+        bias = None if bias_O is None else flat_float32(bias_O)
         block: Any = call.kernel.block()
         block[_FORWARD["x"]], block[_FORWARD["y"]] = x.data_ptr(), y.data_ptr()
         block[_FORWARD["values"]] = values.data_ptr()
@@ -108,18 +103,16 @@ class Conv:
             self._check(x, values_Z)
             call = self._prepare_backward(x, need_dx, threads)
             expected = (x.shape[0], self.structure.shape.outputs, *call.size)
-            for name, given in (("dy", dy), ("y", y)):
-                if given is not None and (given.shape != expected or given.dtype != x.dtype):
-                    got = f"{tuple(given.shape)} of {given.dtype}"
-                    raise ValueError(f"{name}: expected {expected} of {x.dtype}, got {got}")
-            _keep(self._backward, key, call)
-        dx = torch.zeros(x.shape, dtype=x.dtype, device="cpu") if need_dx and not dy.numel() else None
+            check_output("dy", dy, expected, x)
+            check_output("y", y, expected, x)
+            keep(self._backward, key, call, _REMEMBERED)
         if not dy.numel():
-            return dx, torch.zeros_like(values_Z), dy.new_zeros(dy.shape[1]) if need_dbias else None
-        dx = torch.empty(x.shape, dtype=x.dtype, device="cpu") if need_dx else None
-        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device="cpu")
-        dbias = torch.empty(dy.shape[1], dtype=torch.float32, device="cpu") if need_dbias else None
-        dy, x, values = dy.contiguous(), x.contiguous(), _flat_float32(values_Z)
+            dbias = dy.new_zeros(dy.shape[1]) if need_dbias else None
+            return torch.zeros_like(x) if need_dx else None, torch.zeros_like(values_Z), dbias
+        dx = torch.empty(x.shape, dtype=x.dtype, device=CPU) if need_dx else None
+        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device=CPU)
+        dbias = torch.empty(dy.shape[1], dtype=torch.float32, device=CPU) if need_dbias else None
+        dy, x, values = dy.contiguous(), x.contiguous(), flat_float32(values_Z)
         y = y if y is None else y.contiguous()
         block: Any = call.kernel.block()
         block[_BACKWARD["dy"]], block[_BACKWARD["x"]] = dy.data_ptr(), x.data_ptr()
@@ -139,7 +132,7 @@ class Conv:
         found, size, threads = self._arrange(x, threads)
         offsets = structure.forward_offsets(found)
         room = _padded(forward_room(found, shape.channels, shape.outputs))
-        variant = Variant(self.target, found, _STORAGE[x.dtype], blocks > 1)
+        variant = Variant(self.target, found, STORAGE[x.dtype], blocks > 1)
         arguments: ConvForward[int] = ConvForward(
             x=0,
             y=0,
@@ -168,7 +161,7 @@ class Conv:
         room = _padded(backward_room(found, shape.channels, shape.outputs))
         bias_place = _padded(structure.nnz)
         own_sums = bias_place + _padded(shape.outputs)
-        variant = Variant(self.target, found, _STORAGE[x.dtype], blocks > 1, need_dx)
+        variant = Variant(self.target, found, STORAGE[x.dtype], blocks > 1, need_dx)
         arguments: ConvBackward[int] = ConvBackward(
             dy=0,
             x=0,
@@ -204,7 +197,7 @@ class Conv:
                 f"of {shape.kernel} with padding {shape.padding}: "
                 "enlarge the images or the padding"
             )
-        if self.structure.nnz * images * size[0] * size[1] < _ALONE:
+        if self.structure.nnz * images * size[0] * size[1] < ALONE:
             threads = 1
         planes = max(shape.channels, shape.outputs)
         lanes = self.target.lanes
@@ -216,23 +209,8 @@ class Conv:
             raise ValueError(f"expected x of shape (N, {channels}, H, W), got {tuple(x.shape)}")
         if values.shape != (nnz,):
             raise ValueError(f"expected values of shape ({nnz},), got {tuple(values.shape)}")
-        if x.dtype not in _STORAGE or not x.is_cpu:
+        if x.dtype not in STORAGE or not x.is_cpu:
             raise ValueError(f"expected x of float32 or bfloat16 on the CPU, got {x.dtype} on {x.device}")
-
-
-def _keep(calls: dict[object, _Call], key: object, call: _Call) -> _Call:
-    # Sizes that never repeat must not fill the memory.
-    if len(calls) >= _REMEMBERED:
-        # Another Python thread may have been here first.
-        calls.pop(next(iter(calls), None), None)
-    calls[key] = call
-    return call
-
-
-def _flat_float32(values: Tensor) -> Tensor:
-    if not values.is_cpu:
-        raise ValueError(f"expected values and bias on the CPU, got {values.device}")
-    return values.float().contiguous()
 
 
 def _padded(floats: int) -> int:

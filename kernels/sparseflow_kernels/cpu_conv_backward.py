@@ -19,14 +19,13 @@ from sparseflow_kernels.cpu_conv_tiles import (
     Shape,
     Variant,
     clear,
-    compiled,
     each_list,
     each_tile,
     each_unit,
     shapes,
 )
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import Kernel, barrier
+from sparseflow_kernels.cpu_jit import Kernel, barrier, kernel
 from sparseflow_kernels.cpu_tiles import Products, share, sums_and_products
 
 T = TypeVar("T")
@@ -83,7 +82,8 @@ class _Planes(NamedTuple, Generic[T]):
 @functools.lru_cache(maxsize=64)
 def backward_kernel(variant: Variant) -> Kernel:
     """The kernel; called with a `ConvBackward`. Its scratch memory: threads * (room + own_sums) floats."""
-    return compiled(variant, len(ConvBackward._fields), _declare, _write)
+    write, declare = functools.partial(_write, variant), functools.partial(_declare, variant)
+    return kernel(variant.target, len(ConvBackward._fields), write, declare)
 
 
 def backward_room(geometry: Geometry, channels: int, outputs: int) -> int:

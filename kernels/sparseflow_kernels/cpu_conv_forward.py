@@ -16,15 +16,14 @@ from sparseflow_kernels.cpu_conv_tiles import (
     Shape,
     Variant,
     clear,
-    compiled,
     each_list,
     each_tile,
     each_unit,
     shapes,
 )
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import Kernel, barrier
-from sparseflow_kernels.cpu_tiles import share, weighted_sums
+from sparseflow_kernels.cpu_jit import Kernel, barrier, kernel
+from sparseflow_kernels.cpu_tiles import gather_weights, share, weighted_sums
 
 T = TypeVar("T")
 
@@ -76,7 +75,8 @@ class _Outputs(NamedTuple, Generic[T]):
 @functools.lru_cache(maxsize=64)
 def forward_kernel(variant: Variant) -> Kernel:
     """The kernel; called with a `ConvForward`. Its scratch memory: threads * room + nnz floats."""
-    return compiled(variant, len(ConvForward._fields), _declare, _write)
+    write, declare = functools.partial(_write, variant), functools.partial(_declare, variant)
+    return kernel(variant.target, len(ConvForward._fields), write, declare)
 
 
 def forward_room(geometry: Geometry, channels: int, outputs: int) -> int:
@@ -100,7 +100,7 @@ def _write(variant: Variant, code: Code, arguments: list[Int], thread: Int, thre
     partial = own if geometry.y_in_place else own + a.outputs * (plain.size * 4)
     gathered = a.scratch + threads * a.room * 4
     clear(code, planes, planes_size)
-    _gather(code, a, gathered, thread, threads)
+    gather_weights(code, a.values, a.order, gathered, *share(code, a.nnz, thread, threads))
     barrier(code, threads)
 
     def unit(first: Int, live: Int, start: Index, end: Int) -> None:
@@ -133,15 +133,6 @@ def _write(variant: Variant, code: Code, arguments: list[Int], thread: Int, thre
             Planes(code, geometry.group, (1, 1), own, plain, start).unpack(y)
 
     each_unit(code, geometry, a.images, geometry.rows.out, geometry.forward_strip, thread, threads, unit)
-
-
-def _gather(code: Code, a: ConvForward[Int], gathered: Int, thread: Int, threads: Int) -> None:
-    """The kept weights, from the order of the values into that of the forward's lists."""
-
-    def weight(k: Int) -> None:
-        code.store_float(code.load_float(a.values, code.load_int32(a.order, k)), gathered, k)
-
-    code.loop(*share(code, a.nnz, thread, threads), weight)
 
 
 def _declare(variant: Variant, module: Module) -> None:

@@ -14,6 +14,7 @@ from llvmlite import ir
 
 from sparseflow_kernels.cpu_conv_geometry import Layout, phase_size
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Storage
+from sparseflow_kernels.cpu_shuffle import interleave, separate
 
 
 class Images:
@@ -210,23 +211,6 @@ class Planes:
         return (q - self.origin) * self.layout.pitch
 
 
-def interleave(code: Code, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """n vectors of one image each → n vectors of positions, in each position the n images."""
-    mixed, half = list(vectors), len(vectors) // 2
-    for _ in range(len(mixed).bit_length() - 1):
-        mixed = [part for i in range(half) for part in _zip(code, mixed[i], mixed[i + half])]
-    return mixed
-
-
-def separate(code: Code, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-    """The inverse of `interleave`."""
-    mixed, half, lanes = list(vectors), len(vectors) // 2, code.lanes
-    for _ in range(len(mixed).bit_length() - 1):
-        pairs = [(mixed[2 * i], mixed[2 * i + 1]) for i in range(half)]
-        mixed = [code.shuffle(a, b, range(odd, 2 * lanes, 2)) for odd in (0, 1) for a, b in pairs]
-    return mixed
-
-
 class _Blocks:
     """How the rows of images are cut into blocks of whole vectors."""
 
@@ -281,10 +265,3 @@ def _pick(code: Code, vectors: Sequence[ir.Value], wanted: Sequence[tuple[int, i
         mixed = [code.lanes + lane if vector == number else place for place, (vector, lane) in zip(places, wanted)]
         picked, places = code.shuffle(picked, other, mixed), list(range(code.lanes))
     return picked
-
-
-def _zip(code: Code, a: ir.Value, b: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """The lanes of a and b in turn: the lower halves, then the upper ones."""
-    lanes = code.lanes
-    places = [lane // 2 + lanes * (lane % 2) for lane in range(2 * lanes)]
-    return code.shuffle(a, b, places[:lanes]), code.shuffle(a, b, places[lanes:])

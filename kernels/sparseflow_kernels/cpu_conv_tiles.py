@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from llvmlite import ir
 
 from sparseflow_kernels.cpu_conv_geometry import Geometry, Tile
-from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
-from sparseflow_kernels.cpu_jit import PARAMETERS, Kernel
+from sparseflow_kernels.cpu_ir import Code, Index, Int, Storage
 from sparseflow_kernels.cpu_target import Target
 from sparseflow_kernels.cpu_tiles import share
 
@@ -26,22 +25,6 @@ class Variant:
     # Whether the weights come in several blocks.
     blocked: bool
     need_dx: bool = True
-
-
-def compiled(
-    variant: Variant,
-    arguments: int,
-    declare: Callable[[Variant, Module], None],
-    write: Callable[[Variant, Code, list[Int], Int, Int], None],
-) -> Kernel:
-    """What `write(variant, code, arguments, thread, threads)` writes, beside the functions that `declare` does."""
-    module = Module(variant.target)
-    declare(variant, module)
-    code = module.function("work", PARAMETERS)
-    block, thread, threads = code.arguments
-    write(variant, code, [code.load_int(block, i) for i in range(arguments)], thread, threads)
-    code.finish()
-    return Kernel(module, "work", arguments)
 
 
 # (first image, images there, first row: a known 0 if there is but one strip, row behind the last)

@@ -11,7 +11,7 @@ from llvmlite import ir
 
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module, Storage
 from sparseflow_kernels.cpu_jit import function
-from sparseflow_kernels.cpu_shuffle import transpose
+from sparseflow_kernels.cpu_shuffle import interleave
 from sparseflow_kernels.cpu_target import Target
 
 _MATRIX = ["address", "row_stride", "feature_stride"]
@@ -88,7 +88,7 @@ def _transpose_function(target: Target) -> int:
     code = module.function("transpose", ["source", "source_stride", "target", "target_stride", "count"])
     source, source_stride, to, target_stride, count = code.arguments
     rows = [code.load(source, source_stride * i) for i in range(code.lanes)]
-    for i, column in enumerate(transpose(code, rows)):
+    for i, column in enumerate(interleave(code, rows)):
         with code.when(count >= i + 1):
             code.store(column, to, target_stride * i)
     code.finish()

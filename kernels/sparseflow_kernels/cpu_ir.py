@@ -135,12 +135,8 @@ class Code:
         number = self.builder.load(self._at(array, index, ir.IntType(8)), align=1, typ=ir.IntType(8))
         return Int(self, self.builder.zext(number, _i64))
 
-    def load_float(self, array: Int, index: Index, storage: Storage = "f32") -> ir.Value:
-        if storage == "f32":
-            return self.builder.load(self._at(array, index, _f32), align=4, typ=_f32)
-        half = self.builder.load(self._at(array, index, _i16), align=2, typ=_i16)
-        word = self.builder.shl(self.builder.zext(half, _i32), ir.Constant(_i32, 16))
-        return self.builder.bitcast(word, _f32)
+    def load_float(self, array: Int, index: Index) -> ir.Value:
+        return self.builder.load(self._at(array, index, _f32), align=4, typ=_f32)
 
     def store_float(self, value: ir.Value, array: Int, index: Index) -> None:
         self.builder.store(value, self._at(array, index, _f32), align=4)
@@ -228,8 +224,7 @@ class Code:
 
     def splat(self, number: ir.Value) -> ir.Value:
         """A vector with that number in each lane."""
-        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), number, ir.Constant(_i32, 0))
-        return self.shuffle(one, one, [0] * self.lanes)
+        return self._spread(number, _f32)
 
     def shuffle(self, a: ir.Value, b: ir.Value, places: Sequence[int]) -> ir.Value:
         """Lanes picked from a (0 to lanes - 1) and b (from there on)."""
@@ -259,9 +254,7 @@ class Code:
 
     def repeat(self, bit: ir.Value) -> ir.Value:
         """A mask of all lanes or none."""
-        kind = ir.VectorType(ir.IntType(1), self.lanes)
-        one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), bit, ir.Constant(_i32, 0))
-        return self.shuffle(one, one, [0] * self.lanes)
+        return self._spread(bit, ir.IntType(1))
 
     def sum(self, a: ir.Value) -> ir.Value:
         """The sum of all lanes, as a number."""
@@ -272,10 +265,7 @@ class Code:
     def first_lanes(self, count: Index) -> ir.Value:
         """A mask of the lanes below `count`."""
         numbers = ir.Constant(ir.VectorType(_i64, self.lanes), list(range(self.lanes)))
-        limit = self.builder.insert_element(
-            ir.Constant(numbers.type, ir.Undefined), self.raw(count), ir.Constant(_i32, 0)
-        )
-        return self.builder.icmp_signed("<", numbers, self.shuffle(limit, limit, [0] * self.lanes))
+        return self.builder.icmp_signed("<", numbers, self._spread(self.raw(count), _i64))
 
     def load(self, array: Int, offset: Index, storage: Storage = "f32", mask: ir.Value | None = None) -> ir.Value:
         """`lanes` numbers from there; lanes outside of the mask are 0 and their memory is not touched."""
@@ -301,6 +291,12 @@ class Code:
         kinds = [value.type, _pointer, ir.VectorType(ir.IntType(1), self.lanes)]
         name = f"llvm.masked.store.v{self.lanes}{'f32' if storage == 'f32' else 'i16'}.p0"
         self._call(name, ir.VoidType(), kinds, [value, place, mask], {1: size})
+
+    def _spread(self, one: ir.Value, kind: ir.Type) -> ir.Value:
+        """The same in each lane of a vector of that kind of number."""
+        empty = ir.Constant(ir.VectorType(kind, self.lanes), ir.Undefined)
+        first = self.builder.insert_element(empty, one, ir.Constant(_i32, 0))
+        return self.shuffle(first, first, [0] * self.lanes)
 
     def _load(self, place: ir.Value, kind: ir.VectorType, mask: ir.Value | None) -> ir.Value:
         size = 4 if kind.element == _f32 else 2

@@ -17,8 +17,6 @@ from llvmlite import binding, ir
 from sparseflow_kernels.cpu_ir import Code, Int, Module
 from sparseflow_kernels.cpu_target import Target
 
-PARAMETERS = ["arguments", "thread", "threads"]
-
 
 class Kernel:
     """A compiled kernel. `kernel(threads, *arguments)`: addresses and integers, as many as it was written for."""
@@ -64,10 +62,13 @@ def kernel(
     target: Target,
     arguments: int,
     write: Callable[[Code, list[Int], Int, Int], None],
+    declare: Callable[[Module], None] | None = None,
 ) -> Kernel:
-    """Compiles what `write(code, arguments, thread, threads)` writes."""
+    """Compiles what `write(code, arguments, thread, threads)` writes, beside the functions that `declare` does."""
     module = Module(target)
-    code = module.function("work", PARAMETERS)
+    if declare is not None:
+        declare(module)
+    code = module.function("work", ["arguments", "thread", "threads"])
     block, thread, threads = code.arguments
     write(code, [code.load_int(block, i) for i in range(arguments)], thread, threads)
     code.finish()

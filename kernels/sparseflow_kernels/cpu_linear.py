@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.cpu_calls import ALONE, CPU, STORAGE, check_bias, check_output, flat_float32, keep
 from sparseflow_kernels.cpu_copies import pack_function, unpack_function
-from sparseflow_kernels.cpu_ir import Storage
 from sparseflow_kernels.cpu_jit import Prepared
 from sparseflow_kernels.cpu_linear_backward import Backward, backward_kernel, columns_function
 from sparseflow_kernels.cpu_linear_forward import Forward, forward_kernel, rows_function
@@ -22,13 +22,8 @@ from sparseflow_kernels.cpu_structure import Structure
 from sparseflow_kernels.cpu_target import Target
 from sparseflow_kernels.cpu_tiles import VECTORS
 
-STORAGE: dict[torch.dtype, Storage] = {torch.float32: "f32", torch.bfloat16: "bf16"}
-
-# Named, because torch.device as a context would have them made elsewhere.
-_CPU = torch.device("cpu")
-
-# Below this many multiply-adds a second thread costs more than it brings.
-_ALONE = 200_000
+# Batch sizes and strides that a linear layer remembers.
+_REMEMBERED = 256
 
 # Where tiles are half as wide: weights with so many features on a side, and less than this density.
 _LARGE, _FEW = 1024, 0.06
@@ -79,14 +74,13 @@ class Linear:
         call = self._forward.get(key)
         if call is None:
             self._check(x, values_Z)
-            if bias_shape is not None and bias_shape != (self.structure.outputs,):
-                raise ValueError(f"expected a bias of shape ({self.structure.outputs},), got {tuple(bias_shape)}")
+            check_bias(bias_O, self.structure.outputs)
             if not x.shape[0]:
                 return x.new_empty(0, self.structure.outputs)
-            call = _keep(self._forward, key, self._prepare_forward(x, relu, feature_major))
-        y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=_CPU)
-        bias = None if bias_O is None else _flat_float32(bias_O)
-        weights = _flat_float32(values_Z)
+            call = keep(self._forward, key, self._prepare_forward(x, relu, feature_major), _REMEMBERED)
+        y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=CPU)
+        bias = None if bias_O is None else flat_float32(bias_O)
+        weights = flat_float32(values_Z)
         block: Any = call.kernel.block()
         block[_FORWARD["x"]], block[_FORWARD["y"]] = x.data_ptr(), y.data_ptr()
         block[_FORWARD["weights"]] = weights.data_ptr()
@@ -118,11 +112,11 @@ class Linear:
             self._check(x, values_Z, dy, y)
             if not x.shape[0]:
                 return self._nothing(x, values_Z, need_dx, need_dbias)
-            call = _keep(self._backward, (key, need_dx), self._prepare_backward(dy, x, y, need_dx))
-        dx = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=_CPU) if need_dx else None
-        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device=_CPU)
-        dbias = torch.empty(self.structure.outputs, dtype=torch.float32, device=_CPU) if need_dbias else None
-        weights = _flat_float32(values_Z)
+            call = keep(self._backward, (key, need_dx), self._prepare_backward(dy, x, y, need_dx), _REMEMBERED)
+        dx = torch.empty_strided(call.shape, call.strides, dtype=x.dtype, device=CPU) if need_dx else None
+        dvalues = torch.empty(values_Z.shape, dtype=torch.float32, device=CPU)
+        dbias = torch.empty(self.structure.outputs, dtype=torch.float32, device=CPU) if need_dbias else None
+        weights = flat_float32(values_Z)
         block: Any = call.kernel.block()
         block[_BACKWARD["g"]], block[_BACKWARD["x"]] = dy.data_ptr(), x.data_ptr()
         block[_BACKWARD["weights"]], block[_BACKWARD["products"]] = weights.data_ptr(), dvalues.data_ptr()
@@ -240,10 +234,8 @@ class Linear:
             raise ValueError(f"expected {structure.nnz} values, got shape {tuple(values.shape)}")
         if x.dtype not in STORAGE:
             raise ValueError(f"expected float32 or bfloat16, got {x.dtype}")
-        expected = (x.shape[0], structure.outputs)
-        for name, given in (("dy", dy), ("y", y)):
-            if given is not None and (given.shape != expected or given.dtype != x.dtype):
-                raise ValueError(f"{name}: expected {expected} of {x.dtype}, got {tuple(given.shape)} of {given.dtype}")
+        check_output("dy", dy, (x.shape[0], structure.outputs), x)
+        check_output("y", y, (x.shape[0], structure.outputs), x)
 
     def _last_tile(self, rows: int) -> int:
         """Vectors of the last of the tiles into which so many rows are cut."""
@@ -262,15 +254,7 @@ class Linear:
         return rows <= self.width or self.structure.nnz < _OFTEN * features
 
     def _alone(self, rows: int) -> bool:
-        return self.structure.nnz * rows < _ALONE
-
-
-def _keep(calls: dict[object, _Call], key: object, call: _Call) -> _Call:
-    # Batches whose sizes never repeat must not fill the memory.
-    if len(calls) >= 256:
-        calls.clear()
-    calls[key] = call
-    return call
+        return self.structure.nnz * rows < ALONE
 
 
 def _readable(x: Tensor) -> Tensor:
@@ -292,11 +276,3 @@ def _like(y: Tensor, dy: Tensor) -> Tensor:
     if (y.stride(0) == 1) == (dy.stride(0) == 1) and (y.stride(1) == 1) == (dy.stride(1) == 1):
         return y
     return y.t().contiguous().t() if dy.stride(0) == 1 else y.contiguous()
-
-
-def _flat_float32(values: Tensor) -> Tensor:
-    if not values.is_cpu:
-        raise ValueError(f"expected values and bias on the CPU, got {values.device}")
-    if values.dtype is not torch.float32:
-        return values.float().contiguous()
-    return values if values.is_contiguous() else values.contiguous()

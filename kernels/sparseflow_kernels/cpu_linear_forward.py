@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 from sparseflow_kernels.cpu_ir import Code, Index, Int, Module
 from sparseflow_kernels.cpu_jit import Kernel, barrier, function, kernel
 from sparseflow_kernels.cpu_target import Target
-from sparseflow_kernels.cpu_tiles import balanced_share, share, weighted_sums
+from sparseflow_kernels.cpu_tiles import balanced_share, gather_weights, share, weighted_sums
 
 T = TypeVar("T")
 
@@ -147,11 +147,8 @@ def _gather_weights(code: Code, a: Forward[Int], first: Int, last: Int) -> None:
 
     def block(b: Int) -> None:
         pointers = a.pointers + b * (a.outputs + 1) * 4
-
-        def weight(k: Int) -> None:
-            code.store_float(code.load_float(a.weights, code.load_int32(a.order, k)), a.gathered, k)
-
-        code.loop(code.load_int32(pointers, first), code.load_int32(pointers, last), weight)
+        first_k, last_k = code.load_int32(pointers, first), code.load_int32(pointers, last)
+        gather_weights(code, a.weights, a.order, a.gathered, first_k, last_k)
 
     code.loop(0, a.blocks, block)
 

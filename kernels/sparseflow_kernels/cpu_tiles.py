@@ -44,6 +44,15 @@ def weighted_sums(
     return code.loop(first, last, step, start)
 
 
+def gather_weights(code: Code, values: Int, order: Int, gathered: Int, first: Int, last: Int) -> None:
+    """gathered[k] = values[order[k]] for k in [first, last): from the order of the values into the forward's."""
+
+    def weight(k: Int) -> None:
+        code.store_float(code.load_float(values, code.load_int32(order, k)), gathered, k)
+
+    code.loop(first, last, weight)
+
+
 def sums_and_products(
     code: Code,
     g: Int,

@@ -107,7 +107,7 @@ def little_strips(little: bool = True) -> Iterator[None]:
         cpu_conv_geometry.geometry.cache_clear()
         if little:
             patch.setattr(cpu_conv_geometry, "_STRIP_BYTES", 1)
-            patch.setattr(cpu_conv, "_ALONE", 0)
+            patch.setattr(cpu_conv, "ALONE", 0)
         yield
     cpu_conv_geometry.geometry.cache_clear()
 
