@@ -129,8 +129,6 @@ class Training:
             for tensor, value in zip(tensors, last):
                 tensor.copy_(value)
         self.model.zero_grad()
-        if self.progress is not None:
-            self.progress.clear()
         return Trained(
             steps=trainer.steps - self.first,
             early_stop_step=self.best_step,
@@ -180,8 +178,14 @@ class Training:
         if self.progress is not None and done < self.trainer.steps and (stop or self.progress.due()):
             # JSON has no infinity: before the first evaluation there is no best loss.
             best_loss = self.best_loss if self.best_state else None
-            state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
-            self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
+            scaler = self.accelerator.scaler
+            state = {
+                "step": done,
+                "best_loss": best_loss,
+                "best_step": self.best_step,
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            self.progress.save(self.model.state_dict(), self.best_state, optimizer_state(self.model, self.bare), state)
         if stop:
             self._release()
             raise Stopped(done)
@@ -191,6 +195,9 @@ class Training:
         assert saved is not None
         self.model.load_state_dict(saved.model)
         restore_optimizer(self.model, self.bare, saved.optimizer)
+        if self.accelerator.scaler is not None and saved.state["scaler"]:
+            self.accelerator.scaler.load_state_dict(saved.state["scaler"])
+        saved.restore_rng()
         self.start = int(saved.state["step"])
         if saved.best:
             self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
