@@ -21,6 +21,7 @@ from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.sample import untouched
 from sparseflow.masks import Masks
+from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
@@ -37,9 +38,9 @@ class Run:
     folder: Path
     recipe: Recipe
 
-    def records(self, seed: int, plans: Plans | None = None) -> Records:
+    def records(self, seed: int, plans: Plans | None = None, ranks: Ranks = ALONE) -> Records:
         """The records of one seed."""
-        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed))
+        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed), ranks)
 
 
 def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
@@ -158,10 +159,11 @@ def run_seed(
     should_stop: Callable[[], bool] = lambda: False,
     plans: Plans | None = None,
     replan: bool = False,
+    engine: EngineName = "ddp",
 ) -> None:
     """Finds the ticket of one seed and trains its controls; goes on where the folder says. Raises Stopped."""
     recipe = run.recipe
-    records = run.records(seed, plans)
+    records = run.records(seed, plans, current())
     if replan:
         records.forget_plans()
     about: dict[str, Any] = {
@@ -169,7 +171,7 @@ def run_seed(
         "kind": "round",
         "round": records.finished_rounds(),
     }
-    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}))
+    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine)
     trainer.should_stop = should_stop
     spec = recipe.pruning
     for ticket in imp(
@@ -198,7 +200,7 @@ def run_seed(
         for kind in recipe.controls.kinds:
             about.update(kind=kind, round=number)
             if records.metrics(number, kind) is None:
-                if should_stop():
+                if trainer.stopping():
                     raise Stopped(0)
                 train_control(trainer, ticket, kind, rewind_point, records)
             listener({"seed": seed, "kind": kind, "event": "trained", **metrics_of(records.metrics(number, kind))})
