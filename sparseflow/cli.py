@@ -155,6 +155,30 @@ def backends(as_json: AsJson = False) -> None:
         typer.echo("\n".join(f"{name:<16} {reason or 'ready'}" for name, reason in found.items()))
 
 
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's file or name.")] = None,
+    config: Annotated[Path | None, typer.Option(help="accelerate's config file.")] = None,
+    deepspeed: Annotated[Path | None, typer.Option(help="DeepSpeed's config, of a dense pre-round.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many processes will take part.")] = None,
+    engine: Annotated[str, typer.Option(help="ddp or fsdp2.")] = "ddp",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a launch before it waits in a queue; status 2 where something is wrong."""
+    from sparseflow import ranks
+    from sparseflow.doctor import Launch, examine, failed, table
+
+    with _own_output():
+        found = examine(Launch(recipe, settings or [], config, deepspeed, processes, engine, out), ranks.current())
+    if ranks.current().main:
+        rows = [finding.to_json() for finding in found]
+        typer.echo(json.dumps(rows, indent=2) if as_json else table(found))
+    if failed(found):
+        raise typer.Exit(2)
+
+
 def main() -> None:
     """The entry point: a wrong input is one line and status 2, without a traceback."""
     # A recipe may name `module:function` beside it; a console script does not look there by itself.

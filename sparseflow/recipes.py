@@ -189,7 +189,7 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
     task = data.load(recipe.data.name, recipe.data.options)
     return Trainer(
-        _model(recipe, task),
+        make_model(recipe, task),
         task,
         optimizer=optimizer,
         steps=spec.steps,
@@ -205,7 +205,8 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
     )
 
 
-def _model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
+def make_model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
+    """What makes the recipe's model, for that data."""
     options = dict(recipe.model.options)
     if recipe.model.name == "gpt":
         # The corpus decides how many characters there are.

@@ -23,7 +23,13 @@ from sparseflow.ranks import ALONE, Ranks, RanksDifferError, current
 from sparseflow.recipes import Recipe
 from sparseflow.training.trainer import Stopped
 from sparseflow.workers import STOPPED
+from sparseflow_launchers.launch import asked_processes, check_world
 from sparseflow_launchers.watch import FOLLOWED, Watch, complain, meet
+
+_NO_LAUNCHER = (
+    "expected to be started by a launcher, which sets RANK and WORLD_SIZE: torchrun --nproc_per_node 2 -m "
+    "sparseflow_launchers.imp RECIPE; for one process use `sparseflow run RECIPE`"
+)
 
 # What is noted when a launch ends before its time: status, reason, step.
 Note = Callable[[int, str, int | None], None]
@@ -43,8 +49,11 @@ def launched(timeout: float, processes: int | None) -> Iterator[Launch]:
     """Joins the launch that the environment tells of, and ends the process with the status that its end deserves."""
     launch = None
     try:
+        if "RANK" not in os.environ:
+            check_world(asked_processes(processes), 1)
+            raise ValueError(_NO_LAUNCHER)
         launch = _join(timeout)
-        _check_world(launch.ranks.world, processes)
+        check_world(asked_processes(processes), launch.ranks.world)
         yield launch
     except Stopped:
         _leave(launch, STOPPED, "was stopped by a signal")
@@ -102,11 +111,6 @@ def check_shared(ranks: Ranks, folder: Path) -> None:
 
 
 def _join(timeout: float) -> Launch:
-    if "RANK" not in os.environ:
-        raise ValueError(
-            "expected to be started by a launcher, which sets RANK and WORLD_SIZE: torchrun --nproc_per_node 2 -m "
-            "sparseflow_launchers.imp RECIPE; for one process use `sparseflow run RECIPE`"
-        )
     store, rank, world = _meet(timeout)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(
@@ -121,11 +125,6 @@ def _join(timeout: float) -> Launch:
     launch = Launch(current() if world > 1 else ALONE, Watch(store, rank, world, timeout))
     launch.watch.on_hang = functools.partial(_give_up, launch)
     return launch
-
-
-def _check_world(world: int, processes: int | None) -> None:
-    if processes is not None and processes != world:
-        raise ValueError(f"--processes {processes}: expected so many, and {world} were started")
 
 
 def _give_up(launch: Launch, reason: str) -> None:
