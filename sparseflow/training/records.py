@@ -271,6 +271,8 @@ def describe(index: int, masks: Masks, plan: Plan | None, trained: Trained) -> d
         "final_test_loss": trained.test_at_end.loss,
         "step_seconds": trained.step_seconds,
         "state_ratio": trained.state_ratio,
+        "data_order": trained.data_order,
+        "processes": trained.processes,
         "seconds": trained.seconds,
     }
 
