@@ -26,6 +26,7 @@ from sparseflow.training.trainer import Listener, Stopped
 from sparseflow.workers import STOPPED, StopFlag, tuned
 from sparseflow_launchers.launched import Launch, check_same_input, check_shared, launched
 
+_DEEPSPEED = "dense rounds under DeepSpeed are `python -m sparseflow_launchers.dense`"
 _ENGINES: dict[str, EngineName] = {"ddp": "ddp", "fsdp2": "fsdp2"}
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -118,12 +119,17 @@ def _fetch(recipe: Recipe) -> None:
 
 
 def _engine(name: str) -> EngineName:
-    if name in _ENGINES:
-        return _ENGINES[name]
-    raise ValueError(
-        f"--engine: expected ddp or fsdp2, got {name!r}; dense rounds under DeepSpeed are "
-        "`python -m sparseflow_launchers.dense`"
-    )
+    """The engine asked for. `ValueError` for an unknown one, and where accelerate's config is for another."""
+    if name not in _ENGINES:
+        raise ValueError(f"--engine: expected {' or '.join(_ENGINES)}, got {name!r}; {_DEEPSPEED}")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+        raise ValueError(f"accelerate's config is for DeepSpeed, which trains no sparse rounds: {_DEEPSPEED}")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError(
+            "accelerate's config shards the model by itself, which knows no sparse layers: take "
+            "launchers/configs/fsdp2.yaml, whose distributed_type is MULTI_GPU, and --engine fsdp2"
+        )
+    return _ENGINES[name]
 
 
 def _threads() -> int:

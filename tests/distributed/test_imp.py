@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -173,7 +174,10 @@ def test_fsdp2_trains_what_ddp_trains(tmp_path: Path, pair: Path) -> None:
     [
         ({1: ["--set", "training.steps=70"]}, "rank 1 has another recipe than rank 0"),
         ({1: ["--engine", "fsdp2"]}, "rank 1 has another engine than rank 0"),
-        ({0: ["--engine", "zero"], 1: ["--engine", "zero"]}, "--engine: expected ddp or fsdp2, got 'zero'"),
+        (
+            {0: ["--engine", "zero"], 1: ["--engine", "zero"]},
+            "--engine: expected ddp or fsdp2, got 'zero'; dense rounds under DeepSpeed are",
+        ),
         ({0: ["--processes", 3], 1: ["--processes", 3]}, "--processes 3"),
         ({1: ["--set", "training.batchsize=70"]}, "did you mean 'batch_size'?"),
         ({rank: ["--set", "training.batch_size=59"] for rank in (0, 1)}, "expected a multiple of 2 processes"),
@@ -210,6 +214,19 @@ def look_elsewhere() -> None:
         os.makedirs("elsewhere")
         os.chdir("elsewhere")
         Path("recipe.yaml").write_text(RECIPE)
+
+
+@pytest.mark.parametrize(("config", "advice"), [("DEEPSPEED", "sparseflow_launchers.dense"), ("FSDP", "fsdp2.yaml")])
+def test_an_accelerate_config_for_another_engine(tmp_path: Path, config: str, advice: str) -> None:
+    with workers(tmp_path, "--out", "run", before=partial(set_accelerate, config)) as launched:
+        assert launched.statuses() == [2, 2]
+    (line,) = [line for rank in range(2) for line in launched.errors(rank)]
+    assert advice in line
+
+
+def set_accelerate(config: str) -> None:
+    """As `accelerate launch` tells workers what its config says."""
+    os.environ[f"ACCELERATE_USE_{config}"] = "true"
 
 
 def test_a_process_without_a_launcher_says_how_to_start_it(tmp_path: Path) -> None:
