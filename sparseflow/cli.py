@@ -82,6 +82,19 @@ def inspect(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same network.")],
+    as_json: AsJson = False,
+) -> None:
+    """Hold two runs against each other: data order, counts, overlap of masks, losses and verdicts."""
+    from sparseflow.comparison import compare_runs
+
+    found = compare_runs(first, second)
+    typer.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run's folder, a ticket or a weights file.")],
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],

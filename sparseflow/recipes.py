@@ -23,6 +23,7 @@ from sparseflow import data, models
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
+from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import Rewind
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
@@ -182,7 +183,7 @@ def make_pruning(spec: PruningSpec) -> Pruning:
     )
 
 
-def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) -> Trainer:
+def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
     """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
     spec = recipe.training
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
@@ -199,6 +200,7 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) ->
         clip=spec.clip,
         accumulate=spec.accumulate,
         evaluate_every=spec.evaluate_every,
+        engine=engine,
         listener=listener,
     )
 

@@ -17,12 +17,15 @@ import torch
 import yaml
 
 from sparseflow.files.atomic import atomic_write
+from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.sample import untouched
 from sparseflow.masks import Masks
+from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
+from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import imp
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.records import Records, write_json
@@ -36,9 +39,9 @@ class Run:
     folder: Path
     recipe: Recipe
 
-    def records(self, seed: int, plans: Plans | None = None) -> Records:
+    def records(self, seed: int, plans: Plans | None = None, ranks: Ranks = ALONE) -> Records:
         """The records of one seed."""
-        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed))
+        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed), ranks)
 
 
 def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
@@ -90,8 +93,8 @@ def begin(run: Run, replan: bool = False) -> float:
         stopped.unlink(missing_ok=True)
         if not _has_trained(run.folder):
             # Nothing rests on these yet, and they may be of another recipe.
-            for left in run.folder.glob("checkpoints/*/rewind.safetensors"):
-                left.unlink()
+            for left in run.folder.glob("checkpoints/*/rewind"):
+                remove(left)
         if replan:
             write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
     except OSError as error:
@@ -161,7 +164,7 @@ def run_seed(
 ) -> None:
     """Finds the ticket of one seed and trains its controls; goes on where the folder says. Raises Stopped."""
     recipe = run.recipe
-    records = run.records(seed, plans)
+    records = run.records(seed, plans, current())
     if replan:
         records.forget_plans()
     about: dict[str, Any] = {

@@ -47,6 +47,9 @@ class Trained:
     seconds: float
     # How many numbers are trained, over those of the dense network: gradients and optimizer state shrink alike.
     state_ratio: float
+    # See `Order.digest`; and how many processes shared each step.
+    data_order: str
+    processes: int
     early_state: dict[str, Tensor] = field(repr=False)
 
 
@@ -134,8 +137,6 @@ class Training:
             for tensor, value in zip(tensors, last):
                 tensor.copy_(value)
         self.model.zero_grad()
-        if self.progress is not None:
-            self.progress.clear()
         return Trained(
             steps=trainer.steps - self.first,
             early_stop_step=self.best_step,
@@ -145,6 +146,8 @@ class Training:
             step_seconds=median(self.stretches) if self.stretches else float("nan"),
             seconds=time.perf_counter() - began,
             state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
+            data_order=trainer.order.digest(self.first, trainer.steps),
+            processes=self.ranks.world,
             early_state=self.best_state,
         )
 
@@ -202,14 +205,24 @@ class Training:
         check_structure(self.model, self.ranks)
         # JSON has no infinity: before the first evaluation there is no best loss.
         best_loss = self.best_loss if self.best_state else None
-        state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
-        self.progress.save(self.model, self.best_state, self.engine.optimizer_state(), state)
+        scaler = self.trainer.accelerator.scaler
+        state = {
+            "step": done,
+            "best_loss": best_loss,
+            "best_step": self.best_step,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+        self.progress.save(self.model.state_dict(), self.best_state, self.engine.optimizer_state(), state)
 
     def _restore(self, progress: Progress) -> None:
         saved = progress.saved
         assert saved is not None
         self.model.load_state_dict(saved.model)
         self.engine.scatter(saved.optimizer)
+        scaler = self.trainer.accelerator.scaler
+        if scaler is not None and saved.state["scaler"]:
+            scaler.load_state_dict(saved.state["scaler"])
+        saved.restore_rng()
         self.start = int(saved.state["step"])
         if saved.best:
             self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
