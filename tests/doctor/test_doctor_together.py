@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sparseflow.doctor import Launch, examine
 from sparseflow.doctor.together import check_clocks, check_gpus, check_same, check_token, versions
 from sparseflow.ranks import Ranks
 
@@ -51,6 +52,12 @@ def test_a_file_that_is_not_there_is_not_seen(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sparseflow.doctor.together._SEE_SECONDS", 0.0)
     monkeypatch.setattr("sparseflow.doctor.together._write", lambda path, token: None)
     assert "rank 0, 1 of 2 do not see" in check_token(AGREES, tmp_path).text
+
+
+def test_a_file_of_another_launch_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparseflow.doctor.together._SEE_SECONDS", 0.0)
+    monkeypatch.setattr("sparseflow.doctor.together._write", lambda path, token: path.write_text("old") and None)
+    assert check_token(AGREES, tmp_path / "out").status == "wrong"
 
 
 def test_a_folder_that_rank_0_cannot_write(tmp_path: Path) -> None:
@@ -92,6 +99,14 @@ def test_gpus_of_all_nodes(seen: int, here: int, other: list[Any], status: str) 
     found = check_gpus(Beside(lambda value: other), seen, here)
     assert found.status == status
     assert status == "ok" or "b" in found.text
+
+
+def test_what_counts_is_how_many_there_are(tmp_path: Path) -> None:
+    config = ROOT / "launchers" / "configs" / "one_cpu.yaml"
+    launch = Launch("digits", config=config, processes=3, out=tmp_path / "out")
+    found = {finding.name: finding for finding in examine(launch, AGREES)}
+    assert [name for name, finding in found.items() if finding.status == "wrong"] == ["processes", "config"]
+    assert "60 = 2 processes" in found["batch"].text
 
 
 # Rank 1 is a fork of rank 0, which spares it the imports; it has another recipe.
