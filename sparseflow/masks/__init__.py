@@ -6,9 +6,10 @@ from sparseflow.masks.criteria import Criterion, Scores
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.masks.patterns import Pattern, Unstructured
+from sparseflow.masks.pieces import Piece, Pieces
 from sparseflow.masks.schedules import Constant, Cubic, Schedule
 from sparseflow.masks.select import prune_tensors, shuffle_masks
-from sparseflow.masks.threshold import Threshold, apply_threshold, find_threshold
+from sparseflow.masks.threshold import Group, Threshold, apply_thresholds, find_thresholds
 
 __all__ = [
     "Allocation",
@@ -16,16 +17,19 @@ __all__ = [
     "Criterion",
     "Cubic",
     "Floor",
+    "Group",
     "Masks",
     "Pattern",
+    "Piece",
+    "Pieces",
     "Schedule",
     "Scores",
     "Threshold",
     "Unstructured",
-    "apply_threshold",
+    "apply_thresholds",
     "criteria",
     "erk_densities",
-    "find_threshold",
+    "find_thresholds",
     "pack_bits",
     "prune_tensors",
     "schedules",
