@@ -9,6 +9,8 @@ from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.masks.pieces import Piece, Pieces
 from sparseflow.masks.schedules import Constant, Cubic, Schedule
 from sparseflow.masks.select import prune_tensors, shuffle_masks
+from sparseflow.masks.sharded import assemble, assemble_bits, prune_slices
+from sparseflow.masks.slices import Slice, cut, cut_evenly
 from sparseflow.masks.threshold import Group, Threshold, apply_thresholds, find_thresholds
 
 __all__ = [
@@ -24,13 +26,19 @@ __all__ = [
     "Pieces",
     "Schedule",
     "Scores",
+    "Slice",
     "Threshold",
     "Unstructured",
     "apply_thresholds",
+    "assemble",
+    "assemble_bits",
     "criteria",
+    "cut",
+    "cut_evenly",
     "erk_densities",
     "find_thresholds",
     "pack_bits",
+    "prune_slices",
     "prune_tensors",
     "schedules",
     "shuffle_masks",

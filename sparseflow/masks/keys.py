@@ -16,6 +16,9 @@ _INTEGERS = {
     torch.float64: torch.int64,
 }
 
+# What scores can be.
+DTYPES = tuple(_INTEGERS)
+
 
 def check_dtype(name: str, dtype: torch.dtype) -> None:
     """Raises TypeError for a dtype of scores that is not bfloat16, float16, float32 or float64."""
