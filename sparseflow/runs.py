@@ -157,6 +157,7 @@ def run_seed(
     should_stop: Callable[[], bool] = lambda: False,
     plans: Plans | None = None,
     replan: bool = False,
+    engine: EngineName = "ddp",
 ) -> None:
     """Finds the ticket of one seed and trains its controls; goes on where the folder says. Raises Stopped."""
     recipe = run.recipe
@@ -168,7 +169,7 @@ def run_seed(
         "kind": "round",
         "round": records.finished_rounds(),
     }
-    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}))
+    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine)
     trainer.should_stop = should_stop
     spec = recipe.pruning
     for ticket in imp(
@@ -197,7 +198,7 @@ def run_seed(
         for kind in recipe.controls.kinds:
             about.update(kind=kind, round=number)
             if records.metrics(number, kind) is None:
-                if should_stop():
+                if trainer.stopping():
                     raise Stopped(0)
                 train_control(trainer, ticket, kind, rewind_point, records)
             listener({"seed": seed, "kind": kind, "event": "trained", **metrics_of(records.metrics(number, kind))})

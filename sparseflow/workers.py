@@ -80,16 +80,23 @@ def run_all(run: Run, listener: Listener, plans: Plans | None = None, replan: bo
 def _run_here(
     run: Run, seed: int, listener: Listener, flag: Callable[[], bool], plans: Plans | None, replan: bool
 ) -> None:
-    threads = torch.get_num_threads()
+    with tuned(worker_threads(run.recipe)):
+        run_seed(run, seed, listener, flag, plans, replan)
+
+
+@contextlib.contextmanager
+def tuned(threads: int) -> Iterator[None]:
+    """The process as training wants it: so many threads, denormals flushed to zero, nothing for the collector to do."""
+    before = torch.get_num_threads()
     # Moments of weights that see no input decay into denormals, which cost a hundred times a normal number.
     torch.set_flush_denormal(True)
-    torch.set_num_threads(worker_threads(run.recipe))
+    torch.set_num_threads(threads)
     # What is imported by now stays: the garbage collector need not look through all of torch again and again.
     gc.freeze()
     try:
-        run_seed(run, seed, listener, flag, plans, replan)
+        yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
         torch.set_flush_denormal(False)
         gc.unfreeze()
 

@@ -257,5 +257,5 @@ def test_a_damaged_ticket_is_named_on_resume(tmp_path: Path, sparseflow: Command
 def test_a_training_that_diverges_is_status_1_with_advice(tmp_path: Path, sparseflow: CommandLine) -> None:
     arguments = ["run", "digits", *settings(training__optimizer__lr="1e30"), "--out", tmp_path / "run"]
     said = sparseflow(*arguments)
-    assert said.status == 1 and said.err.startswith("sparseflow: the loss is not finite at step 4")
+    assert said.status == 1 and said.err.startswith("sparseflow: the training loss is not finite at step 4")
     assert json.loads((tmp_path / "run" / "stopped.json").read_text())["status"] == 1

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sparseflow import ranks
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name, sparse_layers
@@ -31,7 +32,9 @@ from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
+from sparseflow.ranks import Ranks
 from sparseflow.training import proof
+from sparseflow.training.agreement import check_structure
 from sparseflow.training.pruning import ParamFilter, Pruning, prunable_weights
 from sparseflow.training.records import Records, describe
 from sparseflow.training.schedules import Schedule
@@ -124,7 +127,7 @@ def rounds(
     """
     backend = backend or ("dense" if sample is None else "auto")
     pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
-    yield from _search(model, pruning, rewind, backend, sample, Records(None))
+    yield from _search(model, pruning, rewind, backend, sample, Records(None), ranks.current())
 
 
 def _search(
@@ -134,6 +137,7 @@ def _search(
     backend: str,
     sample: Sample | None,
     records: Records,
+    launched: Ranks,
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[Round]:
     _check_rewind(rewind)
@@ -166,8 +170,9 @@ def _search(
         state = round.rewind_point if rewind == "weights" else dense_state(model)
         start = _masked(state, masks_by_every_name(model, masks))
         with autocast():
-            chosen = _plan(model, masks, backend, sample, records, index)
+            chosen = _plan(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
+        check_structure(model, launched)
         proof.prove_rewound(model, masks, start)
         proof.prove_pruned(model, masks)
         if sample is not None:
@@ -182,11 +187,23 @@ def _train(round: Round) -> Iterator[Round]:
         raise RuntimeError(f"round {round.index} was not finished: call round.finish() after training it")
 
 
-def _plan(model: nn.Module, masks: Masks, backend: str, sample: Sample | None, records: Records, index: int) -> Plan:
+def _plan(
+    model: nn.Module,
+    masks: Masks,
+    backend: str,
+    sample: Sample | None,
+    records: Records,
+    index: int,
+    launched: Ranks,
+) -> Plan:
     recorded = records.plan(index)
-    chosen = recorded or plan(model, masks, sample, backend, crossovers=False)
     if recorded is not None:
         _check_replay(recorded, masks, index)
+        chosen = recorded
+    else:
+        # Timings differ from rank to rank: the plan is made on one, and followed by all.
+        made = launched.first(lambda: plan(model, masks, sample, backend, crossovers=False).to_json())
+        chosen = Plan.from_json(made)
     records.keep_plan(index, chosen)
     return chosen
 
@@ -255,9 +272,8 @@ def imp(
     pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
     yield from records.tickets()
     sample = trainer.sample()
-    for round in _search(
-        trainer.model, pruning, rewind, backend, sample, records, lambda: trainer.accelerator.autocast()
-    ):
+    autocast = trainer.accelerator.autocast
+    for round in _search(trainer.model, pruning, rewind, backend, sample, records, trainer.ranks, lambda: autocast()):
         trained = trainer.train(
             round.model,
             start=rewind_to if round.index else 0,
@@ -270,7 +286,7 @@ def imp(
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
         trainer.model, trainer.last = round.model, trained
         yield ticket
-        if trainer.should_stop() and round.index < rounds:
+        if round.index < rounds and trainer.stopping():
             raise Stopped(trainer.steps)
 
 

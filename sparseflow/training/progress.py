@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -78,11 +78,21 @@ class Progress:
         return Saved(groups["model"], groups["best"], groups["optimizer"], state)
 
 
-def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name/key → tensor of all optimizer state; tensors like a sparse layer's values are dense, zeros where pruned."""
+class HasState(Protocol):
+    """As much of an optimizer as its state needs."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+
+
+def optimizer_state(model: nn.Module, states: Mapping[Tensor, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """Name/key → tensor of all optimizer state; tensors like a sparse layer's values are dense, zeros where pruned.
+
+    `states` is an optimizer's `state`.
+    """
     state = {}
     for name, parameter, layer in _named(model):
-        for key, value in optimizer.state.get(parameter, {}).items():
+        for key, value in states.get(parameter, {}).items():
             tensor = value if isinstance(value, Tensor) else torch.tensor(value)
             if layer is not None and tensor.shape == parameter.shape:
                 tensor = layer.unpack(tensor)
@@ -90,7 +100,7 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     return state
 
 
-def restore_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+def restore_optimizer(model: nn.Module, optimizer: HasState, state: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_state`, on a fresh optimizer of the same class."""
     on_device = {
         id(parameter)

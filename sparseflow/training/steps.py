@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sparseflow.hardware.model import logical_numel, param_groups
 from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.training.agreement import Pulse, check_structure
+from sparseflow.training.engines import make_engine
 from sparseflow.training.evaluation import Evaluation, evaluate
-from sparseflow.training.progress import Progress, optimizer_state, restore_optimizer
+from sparseflow.training.progress import Progress
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.seeds import derive
 
@@ -49,76 +51,79 @@ class Trained:
 
 
 class Training:
-    """One call of `Trainer.train`."""
+    """One call of `Trainer.train`, by all ranks."""
 
     def __init__(
         self, trainer: Trainer, model: nn.Module, start: int, schedule: Schedule, progress: Progress | None
     ) -> None:
         self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
+        self.ranks = trainer.ranks
         # `first` is where the training began, `start` where this call of it does, after a resume.
         self.first = self.start = start
-        self.accelerator = trainer.accelerator
-        decay = trainer.weight_decay
-        optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
-        check_optimizer(optimizer, model)
-        self.rates = [group["lr"] for group in optimizer.param_groups]
-        self.bare = optimizer
-        self.prepared, scaled = self.accelerator.prepare(model, optimizer)
-        # accelerate's wrapper looks for other packages on the disk at each step; it is needed only to scale losses.
-        self.optimizer = optimizer if self.accelerator.scaler is None else scaled
+        self.engine = make_engine(trainer.engine, model, self._make_optimizer, trainer.accelerator, self.ranks)
+        self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         self.noise = derive(trainer.seed, "noise")
         self.best_loss, self.best_step = float("inf"), start
         self.best_state: dict[str, Tensor] = {}
         self.stretches: list[float] = []
-        self.last_loss: Tensor | None = None
+        # Of the micro-batches of the last step.
+        self.losses: list[Tensor] = []
         if progress is not None and progress.saved is not None:
             self._restore(progress)
 
     def remaining(self) -> Iterator[int]:
         """The steps still to do, with evaluations and stops between them."""
-        trainer = self.trainer
-        self.prepared.train()
+        trainer, pulse = self.trainer, Pulse(self.ranks)
+        self.engine.module.train()
         stretch, clock = self.start, time.perf_counter()
         for step in range(self.start, trainer.steps):
             yield step
             done = step + 1
-            stop = trainer.should_stop() and done < trainer.steps
-            if done % trainer.evaluate_every == 0 or done == trainer.steps or stop:
+            evaluates = done % trainer.evaluate_every == 0 or done == trainer.steps
+            if not (evaluates or pulse.due(done)):
+                continue
+            said = pulse(done, trainer.should_stop(), self.progress is not None and self.progress.due())
+            stop = said.stop and done < trainer.steps
+            if evaluates or stop or said.save:
                 if trainer.device.type == "cuda":
                     # A step returns before the GPU has done it.
                     torch.cuda.synchronize(trainer.device)
                 self.stretches.append((time.perf_counter() - clock) / (done - stretch))
-                if not stop or done % trainer.evaluate_every == 0:
+                self._check_finite(done)
+                if evaluates:
                     self._validate(done)
-                self._keep(done, stop)
+                if stop or said.save:
+                    self._keep(done)
+                if stop:
+                    self.engine.release()
+                    raise Stopped(done)
                 stretch, clock = done, time.perf_counter()
 
     def step(self, step: int) -> None:
-        """One optimizer step."""
-        trainer, accelerator = self.trainer, self.accelerator
+        """One optimizer step. Each rank does its part of the micro-batches that the batch is cut into."""
+        trainer, engine = self.trainer, self.engine
         factor = self.schedule(step)
-        for group, rate in zip(self.bare.param_groups, self.rates):
+        for group, rate in zip(engine.optimizer.param_groups, self.rates):
             group["lr"] = rate * factor
-        _seed(self.noise + step, trainer.device)
-        indices = trainer.order.indices(step)
-        for part in indices.chunk(trainer.accumulate) if trainer.accumulate > 1 else (indices,):
+        indices, each = trainer.order.indices(step), trainer.accumulate
+        parts = each * self.ranks.world
+        mine = indices.chunk(parts)[self.ranks.rank * each :][:each] if parts > 1 else (indices,)
+        first = step * parts + self.ranks.rank * each
+        self.losses = []
+        for number, part in enumerate(mine):
+            _seed(self.noise + first + number, trainer.device)
             x, y = trainer.data.train.batch(part)
             x, y = x.to(trainer.device, non_blocking=True), y.to(trainer.device, non_blocking=True)
-            loss = trainer.loss(self.prepared(x), y)
-            accelerator.backward(loss / trainer.accumulate if trainer.accumulate > 1 else loss)
-            self.last_loss = loss.detach()
-        if trainer.clip is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), trainer.clip)
-        self.optimizer.step()
-        # What zero_grad does, without its bookkeeping, which costs a fiftieth of a small step.
-        for group in self.bare.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = None
+            with engine.micro_batch(number == each - 1):
+                loss = trainer.loss(engine.module(x), y)
+                engine.backward(loss / each if each > 1 else loss)
+            self.losses.append(loss.detach())
+        engine.step(trainer.clip)
 
     def finish(self, began: float) -> Trained:
         """Measures on the test split, at early stop and at the end."""
         trainer = self.trainer
-        self._release()
+        self.engine.release()
         at_end = self._test()
         # The tensors themselves: a state dict has nothing at pruned places, and would hide what the proof looks for.
         tensors = [*self.model.parameters(), *self.model.buffers()]
@@ -143,58 +148,78 @@ class Training:
             early_state=self.best_state,
         )
 
-    def _release(self) -> None:
-        # The accelerator lets go of the model, which takes its own forward back.
-        self.accelerator.unwrap_model(self.prepared, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
+    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        decay = self.trainer.weight_decay
+        optimizer = self.trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
+        check_optimizer(optimizer, model)
+        return optimizer
 
     def _test(self) -> Evaluation:
-        return evaluate(self.model, self.trainer.data.test, loss=self.trainer.loss, device=self.trainer.device)
+        trainer = self.trainer
+        return evaluate(self.model, trainer.data.test, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
+
+    def _loss(self) -> float:
+        """The last step's, over the micro-batches of all ranks, whose losses differ."""
+        found = [loss for losses in self.ranks.gather([float(loss) for loss in self.losses]) for loss in losses]
+        return math.fsum(found) / len(found) if all(map(math.isfinite, found)) else float("nan")
+
+    def _check_finite(self, done: int) -> None:
+        # All ranks come to the same end here: they have the same loss, and gradients that were averaged.
+        loss = self._loss()
+        if not math.isfinite(loss):
+            raise FloatingPointError(_NOT_FINITE.format(what="the training loss", step=done))
 
     def _validate(self, done: int) -> None:
         trainer = self.trainer
-        loss = float("nan") if self.last_loss is None else float(self.last_loss)
         split = trainer.data.validation
-        found = evaluate(self.prepared, split, loss=trainer.loss, device=trainer.device)
-        if not (math.isfinite(loss) and math.isfinite(found.loss)):
-            raise FloatingPointError(
-                f"the loss is not finite at step {done} (training {loss}, validation {found.loss}); nothing of it "
-                "was saved. Lower the learning rate, clip the gradient, or warm up longer"
-            )
+        found = evaluate(self.engine.module, split, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
+        if not math.isfinite(found.loss):
+            raise FloatingPointError(_NOT_FINITE.format(what="the validation loss", step=done))
         if found.loss < self.best_loss:
             self.best_loss, self.best_step = found.loss, done
+            self.engine.gather()
             self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
         trainer.listener(
             {
                 "event": "step",
                 "step": done,
                 "steps": trainer.steps,
-                "loss": loss,
+                "loss": self._loss(),
                 "validation_loss": found.loss,
                 "validation_accuracy": found.accuracy,
                 "step_seconds": self.stretches[-1],
             }
         )
 
-    def _keep(self, done: int, stop: bool) -> None:
-        if self.progress is not None and done < self.trainer.steps and (stop or self.progress.due()):
-            # JSON has no infinity: before the first evaluation there is no best loss.
-            best_loss = self.best_loss if self.best_state else None
-            state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
-            self.progress.save(self.model, self.best_state, optimizer_state(self.model, self.bare), state)
-        if stop:
-            self._release()
-            raise Stopped(done)
+    def _keep(self, done: int) -> None:
+        if self.progress is None or done == self.trainer.steps:
+            return
+        self.engine.gather()
+        for name, tensor in self.model.state_dict().items():
+            # A gradient may have been infinite where the loss was not.
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise FloatingPointError(_NOT_FINITE.format(what=f"tensor {name}", step=done))
+        check_structure(self.model, self.ranks)
+        # JSON has no infinity: before the first evaluation there is no best loss.
+        best_loss = self.best_loss if self.best_state else None
+        state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
+        self.progress.save(self.model, self.best_state, self.engine.optimizer_state(), state)
 
     def _restore(self, progress: Progress) -> None:
         saved = progress.saved
         assert saved is not None
         self.model.load_state_dict(saved.model)
-        restore_optimizer(self.model, self.bare, saved.optimizer)
+        self.engine.scatter(saved.optimizer)
         self.start = int(saved.state["step"])
         if saved.best:
             self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
             self.best_state = saved.best
+
+
+_NOT_FINITE = (
+    "{what} is not finite at step {step}; nothing of it was saved. Lower the learning rate, clip the gradient, or warm "
+    "up longer"
+)
 
 
 def _seed(seed: int, device: torch.device) -> None:

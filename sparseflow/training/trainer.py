@@ -14,7 +14,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sparseflow import ranks
 from sparseflow.data import Data
+from sparseflow.ranks import Ranks
+from sparseflow.training.engines import EngineName
 from sparseflow.training.evaluation import Loss, cross_entropy
 from sparseflow.training.order import Order
 from sparseflow.training.progress import Progress
@@ -35,7 +38,12 @@ class Trainer:
     `model` is a module, or a function that makes one from torch's global RNG (needed by controls that draw new
     weights; it is called under the run's seed). `optimizer` takes parameters or groups: partial(torch.optim.Adam,
     lr=1e-3, fused=True). `weight_decay` applies to logical matrices only. `schedule` is the factor on the learning
-    rate at a step. `accumulate` splits each batch into that many micro-batches; `clip` bounds the gradient norm.
+    rate at a step. `clip` bounds the gradient norm.
+
+    A step is a batch of `batch_size` examples, cut into as many micro-batches as there are ranks times `accumulate`;
+    each rank does its own, in order of the ranks. So two processes train, to the last bit, what one does that
+    accumulates two micro-batches; BatchNorm alone sees the difference, for it normalises a micro-batch. On many ranks
+    `engine` is "ddp" or "fsdp2".
     """
 
     def __init__(
@@ -54,12 +62,13 @@ class Trainer:
         accumulate: int = 1,
         evaluate_every: int | None = None,
         accelerator: Accelerator | None = None,
+        engine: EngineName = "ddp",
         listener: Listener | None = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
-        if accumulate < 1 or batch_size % accumulate:
-            raise ValueError(f"accumulate: expected a divisor of batch_size {batch_size}, got {accumulate}")
+        self.ranks = ranks.current()
+        _check_batches(batch_size, accumulate, self.ranks)
         if evaluate_every is not None and evaluate_every < 1:
             raise ValueError(f"evaluate_every: expected at least 1 step, got {evaluate_every}")
         for name, split in (("validation", data.validation), ("test", data.test)):
@@ -76,7 +85,9 @@ class Trainer:
         self.accumulate = accumulate
         self.evaluate_every = evaluate_every or max(1, steps // 20)
         self.order = Order(len(data.train), batch_size, derive(seed, "data"))
-        self.listener: Listener = listener or (lambda event: None)
+        self.engine: EngineName = engine
+        # Rank 0 speaks for all.
+        self.listener: Listener = listener if listener is not None and self.ranks.main else lambda event: None
         # Asked at each step; a signal handler may answer True.
         self.should_stop: Callable[[], bool] = lambda: False
         self._accelerator = accelerator
@@ -94,7 +105,8 @@ class Trainer:
     @property
     def accelerator(self) -> Accelerator:
         if self._accelerator is None:
-            self._accelerator = Accelerator()
+            # Unless it is told so, accelerate sees no launch of several processes on a machine without GPUs.
+            self._accelerator = Accelerator(cpu=True) if self._on_cpus() else Accelerator()
         return self._accelerator
 
     @property
@@ -111,9 +123,14 @@ class Trainer:
             )
         return build_seeded(self._build, derive(self.seed, "init", *labels)).to(self.device)
 
+    def stopping(self) -> bool:
+        """Whether any rank was asked to stop; all ranks must ask alike."""
+        return bool(self.ranks.sum(torch.tensor([int(self.should_stop())])).item())
+
     def sample(self) -> Tensor:
-        """The inputs of the first step, for plans and proofs."""
-        x, _ = self.data.train.batch(self.order.indices(0))
+        """The inputs of the first micro-batch, for plans and proofs."""
+        indices = self.order.indices(0).chunk(self.accumulate * self.ranks.world)[0]
+        x, _ = self.data.train.batch(indices)
         return x.to(self.device)
 
     def train(
@@ -146,3 +163,15 @@ class Trainer:
     def stepper(self, model: nn.Module) -> Callable[[int], None]:
         """A function that does the optimizer step of a number, nothing else: for benchmarks of the step itself."""
         return Training(self, model, 0, self.schedule, None).step
+
+    def _on_cpus(self) -> bool:
+        return self.ranks.world > 1 and not torch.cuda.is_available()
+
+
+def _check_batches(batch_size: int, accumulate: int, launched: Ranks) -> None:
+    if accumulate < 1 or batch_size % accumulate:
+        raise ValueError(f"accumulate: expected a divisor of batch_size {batch_size}, got {accumulate}")
+    if batch_size % (accumulate * launched.world):
+        raise ValueError(
+            f"batch_size: expected a multiple of {launched.world} processes × accumulate={accumulate}, got {batch_size}"
+        )

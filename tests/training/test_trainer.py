@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice() -> None:
         return x.sum() * float("nan")
 
     trainer = tiny_trainer(loss=broken)
-    with pytest.raises(FloatingPointError, match=r"not finite at step 2 .* Lower the learning rate"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 2; .* Lower the learning rate"):
         trainer.train(trainer.model)
 
 
