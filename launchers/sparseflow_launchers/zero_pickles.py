@@ -41,11 +41,11 @@ def numbered(folder: Path, ending: str) -> list[Path]:
     return [found[rank] for rank in sorted(found)]
 
 
-def read_pickle(path: Path, *, trusted: bool = False) -> dict[str, Any]:
-    """What DeepSpeed saved, its tensors mapped from the file. ValueError for what DeepSpeed does not write itself."""
+def read_pickle(path: Path, *, trusted: bool = False, mapped: bool = True) -> dict[str, Any]:
+    """What DeepSpeed saved, its tensors `mapped` from the file or read. ValueError for what DeepSpeed does not write itself."""
     try:
         with torch.serialization.safe_globals(_classes()):
-            found = torch.load(path, map_location="cpu", mmap=True, weights_only=not trusted)
+            found = torch.load(path, map_location="cpu", mmap=mapped, weights_only=not trusted)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"{path}: expected what DeepSpeed writes by itself, got: {str(error).splitlines()[0]}; if you know who wrote "
