@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from sparseflow.files.atomic import atomic_write
+from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.sample import untouched
 from sparseflow.masks import Masks
@@ -90,8 +91,8 @@ def begin(run: Run, replan: bool = False) -> float:
         stopped.unlink(missing_ok=True)
         if not _has_trained(run.folder):
             # Nothing rests on these yet, and they may be of another recipe.
-            for left in run.folder.glob("checkpoints/*/rewind.safetensors"):
-                left.unlink()
+            for left in run.folder.glob("checkpoints/*/rewind"):
+                remove(left)
         if replan:
             write_json(run.folder / "checkpoints.replanned.json", {"replanned": True})
     except OSError as error:

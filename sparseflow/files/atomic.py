@@ -32,11 +32,12 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_directory(target.parent)
+    sync_directory(target.parent)
 
 
-def _sync_directory(directory: Path) -> None:
-    # The rename itself must survive a power cut. Windows cannot open a directory, and needs no such call.
+def sync_directory(directory: Path) -> None:
+    """Flushes the names in a directory to the disk: a rename itself must survive a power cut."""
+    # Windows cannot open a directory, and needs no such call.
     if os.name == "nt":
         return
     descriptor = os.open(directory, os.O_RDONLY)

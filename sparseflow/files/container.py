@@ -12,13 +12,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BufferedReader
-from typing import BinaryIO
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sparseflow.files.ticket import tensor_bytes
 from sparseflow.files.validate import MAX_HEADER_BYTES, MAX_TENSORS, Place, Rule, name_fault, shape_fault
+
+
+class Sink(Protocol):
+    """What takes bytes: a file, or something that hashes them on the way to one."""
+
+    def write(self, data: bytes | memoryview, /) -> object: ...
+
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -51,7 +58,7 @@ class Entry:
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
-def write_container(file: BinaryIO, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_container(file: Sink, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes CPU tensors. Equal arguments give equal bytes.
 
     The order is widest dtype first, so that all are aligned, then by name.

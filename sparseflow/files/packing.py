@@ -32,7 +32,7 @@ def pack(
     stored: dict[str, Tensor] = {}
     masked: dict[str, Masked] = {}
     for name, tensor in state.items():
-        if fault := _storing_fault(name, tensor):
+        if fault := storing_fault(name, tensor):
             raise ValueError(f"cannot save '{name}': {fault}")
         tensor = tensor.detach().cpu()
         if name not in masks:
@@ -99,6 +99,19 @@ def dense_bytes(entries: Mapping[str, Entry], masked: Mapping[str, Masked]) -> i
     return total
 
 
+def storing_fault(name: str, tensor: Tensor) -> str | None:
+    """Why a tensor cannot be stored under this name, or None."""
+    if fault := _reserved(name) or shape_fault(list(tensor.shape)):
+        return fault
+    if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided or tensor.is_meta:
+        expected = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
+        got = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+        return f"expected a strided tensor with data, of dtype {expected}; got {got}"
+    if not _is_finite(tensor):
+        return f"expected finite numbers, got NaN or infinity {int((~tensor.isfinite()).sum())} times"
+    return None
+
+
 def part_name(name: str, part: str) -> str:
     return f"{name}.sp.{part}"
 
@@ -139,18 +152,6 @@ def _reserved(name: str) -> str | None:
     return name_fault(name)
 
 
-def _storing_fault(name: str, tensor: Tensor) -> str | None:
-    if fault := _reserved(name) or shape_fault(list(tensor.shape)):
-        return fault
-    if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided or tensor.is_meta:
-        expected = ", ".join(str(dtype) for dtype in DTYPE_NAMES)
-        got = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
-        return f"expected a strided tensor with data, of dtype {expected}; got {got}"
-    if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-        return f"expected finite numbers, got NaN or infinity {int((~tensor.isfinite()).sum())} times"
-    return None
-
-
 def _check_part(
     name: str, dtype: str | None, shape: tuple[int, ...], entries: Mapping[str, Entry], place: Place
 ) -> None:
@@ -169,3 +170,11 @@ def _check_part(
 
 def _nonzero(tensor: Tensor) -> int:
     return int(tensor.count_nonzero())
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    # One pass without a copy; NaN comes through as NaN.
+    least, most = torch.aminmax(tensor.detach())
+    return bool(least.isfinite() and most.isfinite())

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sparseflow.files.atomic import atomic_write
 from sparseflow.files.container import DTYPE_NAMES, Entry, StoredTensors, read_header, write_container
 from sparseflow.files.packing import Format, check_parts, dense_bytes, is_part, pack, unpack
+from sparseflow.files.part import Part
 from sparseflow.files.schema import (
     KEY,
     VERSION,
@@ -68,8 +69,15 @@ def save(
     if format is not None and format not in get_args(Format):
         raise ValueError(f"no format {format!r}; available: {', '.join(get_args(Format))}")
     holder = _holder(what, masks, metadata)
-    state = holder.rewind if isinstance(holder, Ticket) else holder.state
     form: Format = format or ("compact" if isinstance(holder, Ticket) else "dense")
+    part = sparse_part(holder, form)
+    with atomic_write(path) as file:
+        part.write(file)
+
+
+def sparse_part(holder: Ticket | Weights, form: Format) -> Part:
+    """The file that `save` writes, as a part of a commit. Raises as `save` does."""
+    state = holder.rewind if isinstance(holder, Ticket) else holder.state
     tensors, masked = pack(state, holder.masks, form)
     stored = {name: _stored(tensor) for name, tensor in tensors.items()}
     content: Content
@@ -80,8 +88,9 @@ def save(
     else:
         extra = json_object("metadata", holder.metadata)
         content = WeightsContent(format=form, stored=stored, masked=masked, metadata=extra)
-    with atomic_write(path) as file:
-        write_container(file, tensors, {"format": "pt", KEY: content_to_text(content)})
+    about = {"format": "pt", KEY: content_to_text(content)}
+    nbytes = sum(tensor.nbytes for tensor in tensors.values()) + 2 * len(about[KEY])
+    return Part(lambda sink: write_container(sink, tensors, about), nbytes)
 
 
 def load(path: str | os.PathLike[str], *, max_dense_bytes: int = DEFAULT_MAX_DENSE_BYTES) -> Ticket | Weights:

@@ -1,4 +1,8 @@
-"""What a training has reached, in a file: saved aside and renamed, and taken up again bit for bit.
+"""What a training has reached, in checkpoints that are there whole or not at all, and taken up again bit for bit.
+
+step-000120/state.safetensors     model, best state and optimizer
+step-000120/rank-0.safetensors    the random number generators of each rank
+step-000120/MANIFEST.json         which training it is, its step, its plan
 
 Everything is canonical: model and optimizer tensors in the order of the dense parameters, under their names,
 whatever the backend.
@@ -6,76 +10,130 @@ whatever the backend.
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
-from sparseflow.files import Weights, load, save
+from sparseflow.files.part import Part, tensors_part
+from sparseflow.files.readers import read_tensors
+from sparseflow.files.shelf import Shelf
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.names import dense_name
-from sparseflow.masks.masks import Masks
+from sparseflow.training.rng import restore_rng_state, rng_state
+
+_STATE = "state.safetensors"
 
 
 @dataclass(frozen=True)
 class Saved:
-    """The content of a progress file."""
+    """The content of a checkpoint. `rng`: the generators of this rank, None where the launch had no such rank."""
 
     model: dict[str, Tensor]
     best: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    rng: dict[str, Tensor] | None
+
+    def restore_rng(self) -> None:
+        """Sets this process's random number generators to where they were."""
+        if self.rng is not None:
+            restore_rng_state(self.rng)
 
 
 class Progress:
-    """One training's file. `identity` says which training it is, so that no other one takes it up."""
+    """The checkpoints of one training, on a shelf of its own; made, and called, by all ranks alike.
 
-    def __init__(self, path: Path, identity: Mapping[str, Any], every_seconds: float = 120.0) -> None:
-        self.path = path
+    `identity` says which training it is, so that no other one takes it up. `about` is asked at each save for what else
+    belongs into the checkpoint's manifest. `saved` is the newest valid checkpoint, or None.
+    """
+
+    def __init__(
+        self,
+        shelf: Shelf,
+        identity: Mapping[str, JsonValue],
+        every_seconds: float = 120.0,
+        about: Callable[[], Mapping[str, JsonValue]] = dict,
+    ) -> None:
         self.identity = dict(identity)
         self.every_seconds = every_seconds
+        self._shelf, self._about = shelf, about
         self._last = time.monotonic()
-        self.saved = self._read() if path.exists() else None
+        self._newest: str | None = None
+        self.saved = self._read()
 
     def due(self) -> bool:
-        """Whether the last save is longer ago than `every_seconds`."""
+        """Whether the last save is longer ago than `every_seconds`: of use to rank 0 alone, whose clock decides."""
         return time.monotonic() - self._last >= self.every_seconds
 
     def save(
         self,
-        model: nn.Module,
+        model: Mapping[str, Tensor],
         best: Mapping[str, Tensor],
         optimizer: Mapping[str, Tensor],
-        state: Mapping[str, Any],
+        state: Mapping[str, JsonValue],
     ) -> None:
-        """Writes everything aside and renames it over the last file."""
-        parts = {"model": model.state_dict(), "best": best, "optimizer": optimizer}
-        tensors = {f"{part}/{key}": tensor for part, group in parts.items() for key, tensor in group.items()}
-        save(Weights(tensors, Masks({}), {"identity": self.identity, "state": dict(state)}), self.path)
-        self._last = time.monotonic()
+        """Commits a checkpoint; then, of those before it, only the newest valid one stays. All ranks call it.
 
-    def clear(self) -> None:
-        """Removes the file: the training is done."""
-        self.path.unlink(missing_ok=True)
+        Tensors are rank 0's: the others may give none. `state` has the "step", and whatever else is plain JSON, such
+        as the state of a gradient scaler.
+        """
+        ranks = self._shelf.ranks
+        name = f"step-{state['step']:06d}"
 
-    def _read(self) -> Saved:
-        file = load(self.path)
-        if not isinstance(file, Weights) or file.metadata.get("identity") != self.identity:
-            raise ValueError(
-                f"{self.path} belongs to another run: expected {self.identity}; start in an empty folder, or "
-                "remove that file to train this round from its beginning"
-            )
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
-        for name, tensor in file.state.items():
-            part, _, key = name.partition("/")
-            groups[part][key] = tensor
-        state = file.metadata["state"]
-        assert isinstance(state, dict)
-        return Saved(groups["model"], groups["best"], groups["optimizer"], state)
+        def parts() -> dict[str, Part]:
+            generators = {f"rank-{ranks.rank}.safetensors": tensors_part(rng_state())}
+            if not ranks.main:
+                return generators
+            groups = {"model": model, "best": best, "optimizer": optimizer}
+            tensors = {f"{group}/{key}": tensor for group, found in groups.items() for key, tensor in found.items()}
+            return {_STATE: tensors_part(tensors), **generators}
+
+        about = {"identity": self.identity, "state": dict(state), "world": ranks.world, **self._about()}
+        self._shelf.commit_each(name, parts, about)
+        # Whatever else is there was damaged, or is older than the one before.
+        for other in self._steps():
+            if other not in (name, self._newest):
+                self._shelf.remove(other)
+        self._newest, self._last = name, time.monotonic()
+
+    def _steps(self) -> list[str]:
+        numbered = {int(m[1]): m[0] for name in self._shelf.names() if (m := re.fullmatch(r"step-(\d+)", name))}
+        return [numbered[step] for step in sorted(numbered)]
+
+    def _read(self) -> Saved | None:
+        for name in reversed(self._steps()):
+            manifest = self._shelf.valid(name)
+            if manifest is None:
+                continue
+            if manifest.about.get("identity") != self.identity:
+                raise ValueError(
+                    f"{self._shelf.folder / name} belongs to another run: expected {self.identity}, got "
+                    f"{manifest.about.get('identity')}; start in an empty folder, or remove {self._shelf.folder} to "
+                    "train this round from its beginning"
+                )
+            self._newest = name
+            groups: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
+            for key, tensor in self._shelf.read(name, _STATE, read_tensors).items():
+                group, _, key = key.partition("/")
+                groups[group][key] = tensor
+            state = manifest.about["state"]
+            assert isinstance(state, dict)
+            return Saved(groups["model"], groups["best"], groups["optimizer"], state, self._generators(name))
+        return None
+
+    def _generators(self, name: str) -> dict[str, Tensor] | None:
+        manifest = self._shelf.valid(name)
+        assert manifest is not None
+        mine = f"rank-{self._shelf.ranks.rank}.safetensors"
+        # Where the launch was smaller, a rank has no file and reads rank 0's, so that all read alike.
+        found = self._shelf.read(name, mine if mine in manifest.files else "rank-0.safetensors", read_tensors)
+        return found if mine in manifest.files else None
 
 
 class HasState(Protocol):

@@ -1,13 +1,15 @@
-"""What a search leaves in its folder, and takes up again: a finished round is there whole or not at all.
+"""What a search leaves in its folder, and takes up again. Each directory in it is committed: there whole or not at all.
 
-rewind.safetensors               theta_k, whole
-round-03.plan.json               which backend runs each layer
-round-03.progress.safetensors    a training in the middle, while there is one
-round-03.trained.safetensors     the weights at the end of the newest round, which the next pruning reads
-round-03.early.safetensors       the weights at early stop, of the newest round
-round-03.ticket.safetensors      masks and the state to train from, with the metrics
-round-03.scores.npy              one score for each test example, at early stop
-round-03.json                    the metrics; written last: where it is, the round is done
+rewind/              theta_k, whole
+masks-03/            masks of a round that were made elsewhere, where they were
+plan-03/             which backend runs each layer
+round-03.training/   checkpoints of a training in the middle: its newest two
+round-03.weights/    the weights at the end and at early stop, and a copy of theta_k; of the newest two rounds
+round-03/            ticket, metrics, and a score for each test example; where it is, the round is done
+reinit-03/           metrics and scores of a control
+
+What is damaged is reported, and what was saved before it is taken: the checkpoint before, the round before, the copy
+of theta_k. Where there is nothing of that kind, a ValueError says so; nothing begins anew in silence.
 """
 
 from __future__ import annotations
@@ -23,31 +25,69 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sparseflow.files import Ticket, Weights, load, save
+from sparseflow.files import Ticket, Weights
 from sparseflow.files.atomic import atomic_write
+from sparseflow.files.part import Part, array_part, json_part, tensors_part
+from sparseflow.files.readers import read_array, read_json, read_tensors, read_ticket, read_weights
+from sparseflow.files.shelf import Shelf
+from sparseflow.files.sparse_safetensors import sparse_part
 from sparseflow.hardware.model import dense_state
 from sparseflow.hardware.plan import Plan
-from sparseflow.masks.masks import Masks
+from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
+from sparseflow.ranks import ALONE, Ranks
+from sparseflow.training import rewind
 from sparseflow.training.progress import Progress
 from sparseflow.training.trainer import Trained
 
+_TICKET, _METRICS, _SCORES, _MASKS = "ticket.safetensors", "metrics.json", "scores.npy", "masks.safetensors"
+_TRAINED, _EARLY = "trained.safetensors", "early.safetensors"
+
 
 class Records:
-    """The records of one search in `folder`, which is made. None keeps nothing."""
+    """The records of one search in `folder`, which is made. None keeps nothing.
 
-    def __init__(self, folder: Path | None, plans: Mapping[int, Plan] | None = None) -> None:
-        self.folder = folder
+    All ranks of a launch call every method alike; rank 0 writes and decides, all read the folder that they share.
+    """
+
+    def __init__(self, folder: Path | None, plans: Mapping[int, Plan] | None = None, ranks: Ranks = ALONE) -> None:
+        self.folder, self.ranks = folder, ranks
         # Plans of another run to replay, by round.
         self.plans = dict(plans or {})
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+        self._kept = None if folder is None else Shelf(folder, ranks)
+        self._trainings: dict[str, Shelf] = {}
+        self._finished: int | None = None
 
     def finished_rounds(self) -> int:
-        """How many rounds, from 0 on, are done."""
-        if self.folder is None:
+        """How many rounds, from 0 on, are done.
+
+        The first call clears what a process that died has left, and checks all rounds: where the newest one is
+        damaged, it does not count. `ValueError` where what is left does not suffice to go on.
+        """
+        if self._kept is None:
             return 0
-        done = {int(m[1]) for path in self.folder.iterdir() if (m := re.fullmatch(r"round-(\d+)\.json", path.name))}
-        return next(index for index in range(len(done) + 1) if index not in done)
+        if self._finished is None:
+            self._kept.sweep()
+            self._finished = self._count(self._kept)
+        return self._finished
+
+    def _count(self, kept: Shelf) -> int:
+        names = kept.names()
+        if self.ranks.first(lambda: any(kept.folder.glob("round-*.json"))):
+            raise ValueError(
+                f"{kept.folder} was written by a sparseflow before 0.2; begin this search in another folder"
+            )
+        rounds = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"round-(\d+)", name)))
+        newest = rounds[-1] if rounds else -1
+        damaged = [index for index in range(newest) if kept.valid(_name(index)) is None]
+        if not damaged and (newest < 0 or (kept.valid(_name(newest)) and kept.valid(_weights(newest)))):
+            return newest + 1
+        if not damaged and (newest == 0 or kept.valid(_weights(newest - 1))):
+            return newest
+        lost = _name(damaged[0]) if damaged else _weights(newest - 1)
+        raise ValueError(
+            f"{kept.folder / lost} is missing or damaged, and the rounds after it rest on it: restore it from a copy, "
+            f"or remove {kept.folder} to begin this search anew"
+        )
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets of the rounds that are done."""
@@ -56,114 +96,169 @@ class Records:
 
     def ticket(self, index: int) -> Ticket:
         """The ticket of a round that is done."""
-        path = self._path(index, "ticket.safetensors")
-        found = load(path)
-        if not isinstance(found, Ticket):
-            raise ValueError(f"{path}: expected a ticket, got weights; remove {path.parent} to begin this search anew")
-        return found
+        return self._shelf.read(_name(index), _TICKET, read_ticket)
 
     def trained(self, index: int) -> Weights:
         """The weights and masks at the end of the newest round."""
-        return self._weights(self._path(index, "trained.safetensors"))
+        return self._shelf.read(_weights(index), _TRAINED, read_weights)
 
     def early(self, index: int) -> Weights:
         """The weights at early stop of the newest round."""
-        return self._weights(self._path(index, "early.safetensors"))
+        return self._shelf.read(_weights(index), _EARLY, read_weights)
 
     def forget_plans(self) -> None:
         """Removes the plans of rounds that are not done, so that they are made anew."""
-        if self.folder is not None:
+        if self._kept is not None:
             done = self.finished_rounds()
-            for path in self.folder.glob("round-*.plan.json"):
-                if int(path.name[6:8]) >= done:
-                    path.unlink()
+            for name in self._kept.names():
+                if (found := re.fullmatch(r"plan-(\d+)", name)) and int(found[1]) >= done:
+                    self._kept.remove(name)
 
     def rewind_point(self, device: torch.device) -> dict[str, Tensor] | None:
-        """theta_k, where it has been kept."""
-        if self.folder is None or not (self.folder / "rewind.safetensors").exists():
+        """theta_k, where it has been kept; from the copy beside a round's weights where its own directory is damaged.
+
+        `ValueError` where it is damaged and there is no copy.
+        """
+        if self._kept is None or (self._rewind.digest is None and not self._has_begun()):
             return None
-        found = self._weights(self.folder / "rewind.safetensors")
-        return {name: tensor.to(device) for name, tensor in found.state.items()}
+        copies = [_weights(index) for index in reversed(range(self.finished_rounds()))]
+        return {name: tensor.to(device) for name, tensor in self._rewind.read(copies).items()}
 
     def begin(self, state: dict[str, Tensor]) -> None:
         """Keeps theta_0 where round 0 starts; a round 0 in its middle has kept the one that it started from."""
-        if self.folder is not None and not self._path(0, "progress.safetensors").exists():
+        if self._kept is not None and not self._has_begun():
             self.keep_rewind_point(state)
 
+    def _has_begun(self) -> bool:
+        """Whether anything rests on the rewind point."""
+        inside = self._training(_name(0))
+        return self.finished_rounds() > 0 or any(inside.valid(name) for name in inside.names())
+
+    def _training(self, name: str) -> Shelf:
+        if name not in self._trainings:
+            self._trainings[name] = Shelf(self._shelf.folder / f"{name}.training", self.ranks)
+            self._trainings[name].sweep()
+        return self._trainings[name]
+
     def keep_rewind_point(self, state: dict[str, Tensor]) -> None:
-        """Keeps theta_k."""
-        if self.folder is not None:
-            save(Weights(state, Masks({}), {}), self.folder / "rewind.safetensors")
+        """Keeps theta_k, which is rank 0's."""
+        if self._kept is not None:
+            self._rewind.keep(state)
 
     def plan(self, index: int) -> Plan | None:
-        """The plan of a round, as recorded here or as given to replay."""
-        if self.folder is None or not self._path(index, "plan.json").exists():
+        """The plan of a round, as recorded here or as given to replay. `ValueError` where it is damaged."""
+        if self._kept is None:
             return self.plans.get(index)
-        path = self._path(index, "plan.json")
-        content = _read_json(path)
-        try:
-            return Plan.from_json(content)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}; remove it to plan the round anew") from None
+        name = f"plan-{index:02d}"
+        if name not in self._kept.names():
+            return self.plans.get(index)
+        if self._kept.valid(name) is None and self._kept.valid(_name(index)):
+            recorded = self.ticket(index).plan
+            return None if recorded is None else Plan.from_json(recorded)
+        if self._kept.valid(name) is None:
+            raise ValueError(f"{self.folder}/{name} is damaged; remove it to plan the round anew")
+        return Plan.from_json(self._kept.read(name, "plan.json", read_json))
 
     def keep_plan(self, index: int, plan: Plan) -> None:
-        """Records the plan before its round starts."""
-        if self.folder is not None:
-            write_json(self._path(index, "plan.json"), plan.to_json())
+        """Records the plan before its round starts. It is rank 0's."""
+        if self._kept is not None and self._kept.valid(f"plan-{index:02d}") is None:
+            self._kept.commit(f"plan-{index:02d}", lambda: {"plan.json": json_part(plan.to_json())})
+
+    def keep_masks(self, index: int, masks: Masks) -> None:
+        """Records masks of a round that were made elsewhere, such as from the shards of a dense round. Rank 0's."""
+        if self._kept is not None:
+            shapes = {name: list(mask.shape) for name, mask in masks.items()}
+            about: dict[str, Any] = {"shapes": shapes, "digest": masks.digest}
+
+            def parts() -> dict[str, Part]:
+                return {_MASKS: tensors_part({name: pack_bits(mask.cpu()) for name, mask in masks.items()})}
+
+            self._kept.commit(f"masks-{index:02d}", parts, about)
+
+    def masks(self, index: int) -> Masks | None:
+        """The masks that `keep_masks` recorded, on the CPU, or None. `ValueError` where they are damaged."""
+        name = f"masks-{index:02d}"
+        if self._kept is None or name not in self._kept.names():
+            return None
+        manifest = self._kept.valid(name)
+        if manifest is None:
+            raise ValueError(f"{self.folder}/{name} is damaged; make these masks again, or remove it to prune anew")
+        bits = self._kept.read(name, _MASKS, read_tensors)
+        shapes: Any = manifest.about["shapes"]
+        # In the order of the parameters that they were given in: it breaks ties.
+        return Masks({name: unpack_bits(bits[name], tuple(shape)) for name, shape in shapes.items()})
 
     def progress(self, index: int, masks: Masks, seed: int, kind: str = "round") -> Progress | None:
-        """The file of a training in the middle."""
-        if self.folder is None:
+        """The checkpoints of a training in the middle."""
+        if self._kept is None:
             return None
-        identity = {"kind": kind, "round": index, "masks": masks.digest, "seed": seed}
-        return Progress(self._path(index, "progress.safetensors", kind), identity)
+        identity: dict[str, Any] = {"kind": kind, "round": index, "masks": masks.digest, "seed": seed}
+        if index or kind != "round":
+            # Round 0 is what makes the rewind point.
+            identity["rewind"] = self._rewind.digest
+        plan = self.plan(index)
+        recorded: Any = None if plan is None else plan.to_json()
+        return Progress(
+            self._training(_name(index, kind)),
+            identity,
+            about=lambda: {"plan": recorded, "rewind": self._rewind.digest},
+        )
 
     def finish_round(
         self, index: int, model: nn.Module, rewind_point: dict[str, Tensor], ticket: Ticket, trained: Trained
     ) -> None:
-        """Keeps everything of a trained round; the metrics last."""
-        if self.folder is None:
+        """Keeps everything of a trained round; then removes what only older rounds needed. All of it is rank 0's."""
+        if self._kept is None:
             return
         if index == 0:
             self.keep_rewind_point(rewind_point)
-        masks = ticket.masks
-        save(Weights(dense_state(model), masks, {}), self._path(index, "trained.safetensors"), format="compact")
-        early = Weights(_dense_names(trained.early_state, model), masks, {"step": trained.early_stop_step})
-        save(early, self._path(index, "early.safetensors"), format="compact")
-        save(ticket, self._path(index, "ticket.safetensors"))
-        self.finish(index, ticket.provenance["metrics"], trained)
-        for older in range(index):
-            self._path(older, "trained.safetensors").unlink(missing_ok=True)
-            self._path(older, "early.safetensors").unlink(missing_ok=True)
 
-    def finish(self, index: int, metrics: object, trained: Trained, kind: str = "round") -> None:
-        """Keeps the scores and then the metrics of a training, a round's or a control's."""
-        if self.folder is None:
-            return
-        with atomic_write(self._path(index, "scores.npy", kind)) as file:
-            np.save(file, trained.test.scores.numpy(), allow_pickle=False)
-        write_json(self._path(index, "json", kind), metrics)
+        def weights() -> dict[str, Part]:
+            early = Weights(_dense_names(trained.early_state, model), ticket.masks, {"step": trained.early_stop_step})
+            return {
+                _TRAINED: sparse_part(Weights(dense_state(model), ticket.masks, {}), "compact"),
+                _EARLY: sparse_part(early, "compact"),
+                rewind.FILE: tensors_part(rewind_point),
+            }
+
+        self._kept.commit(_weights(index), weights)
+        self._finish(index, ticket.provenance["metrics"], trained, "round", ticket)
+        self._finished = index + 1
+        for older in range(index - 1):
+            self._kept.remove(_weights(older))
+
+    def finish(self, index: int, metrics: object, trained: Trained, kind: str) -> None:
+        """Keeps the scores and the metrics of a control."""
+        if self._kept is not None:
+            self._finish(index, metrics, trained, kind, None)
+
+    def _finish(self, index: int, metrics: object, trained: Trained, kind: str, ticket: Ticket | None) -> None:
+        def parts() -> dict[str, Part]:
+            found = {_METRICS: json_part(metrics), _SCORES: array_part(trained.test.scores.numpy())}
+            return found if ticket is None else {_TICKET: sparse_part(ticket, "compact"), **found}
+
+        self._shelf.commit(_name(index, kind), parts)
+        self._shelf.remove(f"{_name(index, kind)}.training")
+        self._trainings.pop(_name(index, kind), None)
 
     def metrics(self, index: int, kind: str = "round") -> dict[str, Any] | None:
         """The metrics of a training that is done, else None."""
-        if self.folder is None or not self._path(index, "json", kind).exists():
+        if self._kept is None or self._kept.valid(_name(index, kind)) is None:
             return None
-        return _read_json(self._path(index, "json", kind))
+        return self._kept.read(_name(index, kind), _METRICS, read_json)
 
     def scores(self, index: int, kind: str = "round") -> NDArray[np.float32]:
         """The score of each test example, of a training that is done."""
-        scores: NDArray[np.float32] = np.load(self._path(index, "scores.npy", kind), allow_pickle=False)
-        return scores
+        return self._shelf.read(_name(index, kind), _SCORES, read_array)
 
-    def _weights(self, path: Path) -> Weights:
-        found = load(path)
-        if not isinstance(found, Weights):
-            raise ValueError(f"{path}: expected weights, got a ticket; remove {path.parent} to begin this search anew")
-        return found
+    @property
+    def _rewind(self) -> rewind.RewindPoint:
+        return rewind.RewindPoint(self._shelf)
 
-    def _path(self, index: int, what: str, kind: str = "round") -> Path:
-        assert self.folder is not None
-        return self.folder / f"{kind}-{index:02d}.{what}"
+    @property
+    def _shelf(self) -> Shelf:
+        assert self._kept is not None
+        return self._kept
 
 
 def describe(index: int, masks: Masks, plan: Plan | None, trained: Trained) -> dict[str, Any]:
@@ -193,14 +288,12 @@ def write_json(path: Path, content: object) -> None:
         file.write((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); remove it to do its part of the search again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected a JSON object; remove it to do its part of the search again")
-    return found
+def _name(index: int, kind: str = "round") -> str:
+    return f"{kind}-{index:02d}"
+
+
+def _weights(index: int) -> str:
+    return f"{_name(index)}.weights"
 
 
 def _dense_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

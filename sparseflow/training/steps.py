@@ -134,8 +134,6 @@ class Training:
             for tensor, value in zip(tensors, last):
                 tensor.copy_(value)
         self.model.zero_grad()
-        if self.progress is not None:
-            self.progress.clear()
         return Trained(
             steps=trainer.steps - self.first,
             early_stop_step=self.best_step,
@@ -203,13 +201,14 @@ class Training:
         # JSON has no infinity: before the first evaluation there is no best loss.
         best_loss = self.best_loss if self.best_state else None
         state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
-        self.progress.save(self.model, self.best_state, self.engine.optimizer_state(), state)
+        self.progress.save(self.model.state_dict(), self.best_state, self.engine.optimizer_state(), state)
 
     def _restore(self, progress: Progress) -> None:
         saved = progress.saved
         assert saved is not None
         self.model.load_state_dict(saved.model)
         self.engine.scatter(saved.optimizer)
+        saved.restore_rng()
         self.start = int(saved.state["step"])
         if saved.best:
             self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])

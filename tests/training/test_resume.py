@@ -31,7 +31,8 @@ def search(folder: Path, trainer: Trainer | None = None, **changes: Any) -> list
 
 def left_in(folder: Path) -> dict[str, object]:
     """What lies in a folder, without times and without the order of bytes in containers."""
-    return {path.name: _content(path) for path in sorted(folder.iterdir())}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "MANIFEST.json")
+    return {path.relative_to(folder).as_posix(): _content(path) for path in files}
 
 
 def _content(path: Path) -> object:
@@ -65,10 +66,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
 
 
 def test_a_search_leaves_its_records(uninterrupted: dict[str, object]) -> None:
-    each = [f"round-{index:02}.{what}" for index in range(3) for what in ("json", "scores.npy", "ticket.safetensors")]
-    newest = ["round-02.trained.safetensors", "round-02.early.safetensors"]
-    plans = ["round-01.plan.json", "round-02.plan.json"]
-    assert sorted(uninterrupted) == sorted([*each, *newest, *plans, "rewind.safetensors"])
+    rounds = [f"round-{index:02}/{what}" for index in range(3) for what in ("metrics.json", "scores.npy")]
+    tickets = [f"round-{index:02}/ticket.safetensors" for index in range(3)]
+    newest = [
+        f"round-{index:02}.weights/{what}.safetensors" for index in (1, 2) for what in ("trained", "early", "rewind")
+    ]
+    plans = ["plan-01/plan.json", "plan-02/plan.json"]
+    assert sorted(uninterrupted) == sorted([*rounds, *tickets, *newest, *plans, "rewind/rewind.safetensors"])
 
 
 def test_stopped_at_every_step(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
