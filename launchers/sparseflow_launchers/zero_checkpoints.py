@@ -8,9 +8,9 @@ through `zero_pickles`; `latest` is not written.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import JsonValue
@@ -25,6 +25,8 @@ from sparseflow_launchers.zero_files import OURS
 from sparseflow_launchers.zero_pickles import read_pickle
 from sparseflow_launchers.zero_slices import Engine, live_slices, named_parameters
 
+T = TypeVar("T")
+
 _PIECE = 2**19
 
 
@@ -34,19 +36,27 @@ class ZeroCheckpoints:
     def __init__(self, folder: Path, identity: Mapping[str, JsonValue], ranks: Ranks) -> None:
         self.shelf, self.identity, self.ranks = Shelf(folder, ranks), dict(identity), ranks
 
-    def newest(self) -> tuple[int, Manifest] | None:
-        """The last step with a valid checkpoint, and its manifest. Damaged ones are told of by a warning.
+    def valid_steps(self) -> list[int]:
+        """The steps that have a valid checkpoint, in order. Damaged ones are told of by a warning.
 
-        ValueError where it is of another training, or of another number of processes or stage: DeepSpeed reads back
-        only what was cut alike.
+        ValueError where one is of another training, or of another number of processes or stage: DeepSpeed reads back
+        only what was cut alike. The first call clears what a process that died has left, and reads all checkpoints.
         """
         self.shelf.sweep()
-        for step in sorted(self.steps(), reverse=True):
-            manifest = self.shelf.valid(_name(step))
-            if manifest is not None:
-                self._check(step, manifest)
-                return step, manifest
-        return None
+        found = {step: manifest for step in self.steps() if (manifest := self.shelf.valid(_name(step)))}
+        for step, manifest in found.items():
+            self._check(step, manifest)
+        return list(found)
+
+    def state(self, step: int) -> Mapping[str, JsonValue]:
+        """What `save` was given as the state of a valid step."""
+        manifest = self.shelf.valid(_name(step))
+        assert manifest is not None
+        return manifest.about
+
+    def read(self, step: int, file: str, reader: Callable[[Path], T]) -> T:
+        """What the reader makes of a file of a valid step."""
+        return self.shelf.read(_name(step), file, reader)
 
     def steps(self) -> list[int]:
         """The steps that have a checkpoint, in order; damaged ones too."""
@@ -76,7 +86,7 @@ class ZeroCheckpoints:
         self.shelf.commit_each(_name(step), lambda: {**mine, **more}, {**self.identity, **state, "step": step})
 
     def load(self, engine: Engine, step: int) -> None:
-        """Takes up a checkpoint that `newest` gave: weights, optimizer and counters, bit for bit."""
+        """Takes up a checkpoint of `valid_steps`: weights, optimizer and counters, bit for bit."""
         before, engine.checkpoint_engine = engine.checkpoint_engine, _Reading()
         try:
             path, _ = engine.load_checkpoint(str(self.shelf.folder), tag=_name(step))
@@ -96,9 +106,9 @@ class ZeroCheckpoints:
             theirs = manifest.about.get(key)
             if theirs != mine:
                 raise ValueError(
-                    f"{self.folder(step)} was written with {key} {theirs}, and this training has {key} {mine}: DeepSpeed "
-                    f"reads back only what is alike. Go on as it was begun, or remove {self.shelf.folder} to train "
-                    "round 0 anew; the sparse rounds after it take any number of processes"
+                    f"{self.folder(step)} was written with {key} {theirs}, and this training has {key} {mine}: "
+                    f"DeepSpeed reads back only what is alike. Go on as it was begun, or remove {self.shelf.folder} to "
+                    "train round 0 anew; the sparse rounds after it take any number of processes"
                 )
 
     def _check_finite(self, engine: Engine, step: int) -> None:

@@ -100,6 +100,11 @@ def dtype(config: Mapping[str, Any]) -> str:
     return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
 
 
+def describe(config: Mapping[str, Any]) -> str:
+    """Stage and dtype in words."""
+    return f"ZeRO-{stage(config)}, {dtype(config)}"
+
+
 def _check_supported(config: Mapping[str, Any]) -> None:
     zero = config.get("zero_optimization", {})
     for place, refused, where in ((config, _REFUSED, ""), (zero, _REFUSED_ZERO, "zero_optimization.")):

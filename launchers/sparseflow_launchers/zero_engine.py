@@ -33,7 +33,7 @@ def make_zero_engine(trainer: Trainer, model: nn.Module, config: Mapping[str, An
     optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
     for group in optimizer.param_groups:
         group["initial_lr"], group["lr"] = group["lr"], 0.0
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))
+    engine: Engine = deepspeed.initialize(model=model, optimizer=optimizer, config=dict(config))[0]
     # Stage 0 in bf16 has stepped once, with gradients of zero: it must not decay the weights, nor count as a step.
     engine.basic_optimizer.state.clear()
     return engine

@@ -37,7 +37,9 @@ class ZeroFiles:
             check_committed(folder)
         models = numbered(folder, "_model_states.pt")
         if not models:
-            raise ValueError(f"{folder}: expected DeepSpeed's *_model_states.pt, found none; give the folder of one step")
+            raise ValueError(
+                f"{folder}: expected DeepSpeed's *_model_states.pt, found none; give the folder of one step"
+            )
         self.folder = folder
         self._model = read_pickle(models[0], trusted=trusted)
         paths = numbered(folder, "_optim_states.pt")

@@ -71,10 +71,15 @@ def hold_masks(engine: Engine, masks: Mapping[str, Tensor]) -> HeldMasks:
             f"{type(engine.basic_optimizer).__name__} combines elements of a weight, so that pruned ones move; train "
             "with an element-wise optimizer such as AdamW"
         )
-    hooks = [parameters[name].register_hook(_Masking(mask)) for name, mask in masks.items()]
+    hooks = [_hook(parameters[name], mask) for name, mask in masks.items()]
     held = HeldMasks(engine, masks, hooks)
     held.write()
     return held
+
+
+def _hook(parameter: nn.Parameter, mask: Tensor) -> RemovableHandle:
+    handle: RemovableHandle = parameter.register_hook(_Masking(mask))  # type: ignore[no-untyped-call]
+    return handle
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,4 +112,3 @@ def _nonzero(shards: Shards, parameter: nn.Parameter, mask: Tensor) -> int:
 
 def _pruned(mask: Tensor, start: int, flat: Tensor) -> Tensor:
     return ~mask[start : start + len(flat)].to(flat.device)
-

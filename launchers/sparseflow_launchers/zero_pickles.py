@@ -37,19 +37,24 @@ def numbered(folder: Path, ending: str) -> list[Path]:
         found[int(place[1] or 0)] = path
     missing = [rank for rank in range(max(found, default=-1) + 1) if rank not in found]
     if missing:
-        raise ValueError(f"{folder}: expected *{ending} of every rank, found none of rank {', '.join(map(str, missing))}")
+        raise ValueError(
+            f"{folder}: expected *{ending} of every rank, found none of rank {', '.join(map(str, missing))}"
+        )
     return [found[rank] for rank in sorted(found)]
 
 
 def read_pickle(path: Path, *, trusted: bool = False, mapped: bool = True) -> dict[str, Any]:
-    """What DeepSpeed saved, its tensors `mapped` from the file or read. ValueError for what DeepSpeed does not write itself."""
+    """What DeepSpeed saved, its tensors `mapped` from the file or read.
+
+    ValueError for anything that DeepSpeed does not write by itself; `trusted` takes and runs that too.
+    """
     try:
         with torch.serialization.safe_globals(_classes()):
             found = torch.load(path, map_location="cpu", mmap=mapped, weights_only=not trusted)
     except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
         raise ValueError(
-            f"{path}: expected what DeepSpeed writes by itself, got: {str(error).splitlines()[0]}; if you know who wrote "
-            "it, pass trusted=True or --trust"
+            f"{path}: expected what DeepSpeed writes by itself, got: {str(error).splitlines()[0]}; if you know who "
+            "wrote it, pass trusted=True or --trust"
         ) from None
     if not isinstance(found, dict):
         raise ValueError(f"{path}: expected a file of DeepSpeed's, got a {type(found).__name__}")

@@ -35,12 +35,15 @@ class Shards(Protocol):
 
     def moments(self, parameter: nn.Parameter) -> list[str]:
         """The optimizer's tensors of the parameter's shape."""
+        ...
 
     def forward_copies(self, parameter: nn.Parameter) -> list[Part]:
         """Views of what the next forward reads, where that is not the master itself."""
+        ...
 
     def shape(self, parameter: nn.Parameter) -> tuple[int, ...]:
         """Of the whole parameter."""
+        ...
 
 
 def live_slices(engine: Engine, names: Collection[str] | None = None) -> list[Slice]:
