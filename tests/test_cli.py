@@ -164,10 +164,10 @@ def test_a_refused_optimizer_is_named_and_its_folder_can_be_used_again(tmp_path:
     run = run_of(tmp_path / "run", "--set", "seeds=[3]", "--set", "backend=dense")
     wrong = sparseflow(*run, "--set", "training.optimizer.options.betas=5").error
     assert "training.optimizer 'adam' refuses its options" in wrong
-    before = (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind.safetensors").read_bytes()
+    before = (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind" / "rewind.safetensors").read_bytes()
     # Other classes, hence another network to start from.
     assert sparseflow(*run, "--set", "model.options={inputs: 64, classes: 11}").status == 0
-    assert (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind.safetensors").read_bytes() != before
+    assert (tmp_path / "run" / "checkpoints" / "seed-3" / "rewind" / "rewind.safetensors").read_bytes() != before
 
 
 def test_a_traceback_can_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,8 +55,10 @@ def outcome(folder: Path) -> dict[str, object]:
     """Everything that a run computed, without times."""
     found: dict[str, object] = {}
     for path in sorted((folder / "checkpoints").rglob("*.*")):
-        name = f"{path.parent.name}/{path.name}"
-        if path.name.endswith("ticket.safetensors"):
+        if path.is_dir() or path.name == "MANIFEST.json":
+            continue
+        name = path.relative_to(folder).as_posix()
+        if path.name == "ticket.safetensors":
             ticket = sf.load(path)
             assert isinstance(ticket, Ticket)
             found[name] = ticket.digest
@@ -246,12 +248,13 @@ def test_a_change_of_the_recipe_is_named(reference: Path, sparseflow: CommandLin
 def test_a_damaged_ticket_is_named_on_resume(tmp_path: Path, sparseflow: CommandLine) -> None:
     arguments = ["run", "digits", *settings(controls__rounds="[]"), "--out", tmp_path / "run"]
     assert sparseflow(*arguments).status == 0
-    path = tmp_path / "run" / "checkpoints" / "seed-1" / "round-00.ticket.safetensors"
+    path = tmp_path / "run" / "checkpoints" / "seed-1" / "round-00" / "ticket.safetensors"
     path.write_bytes(path.read_bytes()[:-5])
-    said = sparseflow(*arguments, "--resume")
-    assert said.status == 2 and "round-00.ticket.safetensors" in said.err.splitlines()[-1]
+    with pytest.warns(UserWarning, match=r"round-00/ticket\.safetensors breaks the rule 'size'"):
+        said = sparseflow(*arguments, "--resume")
+    assert said.status == 2 and "round-00 is missing or damaged" in said.err.splitlines()[-1]
     note = json.loads((tmp_path / "run" / "stopped.json").read_text())
-    assert note["status"] == 2 and "round-00.ticket.safetensors" in note["reason"]
+    assert note["status"] == 2 and "round-00 is missing or damaged" in note["reason"]
 
 
 def test_a_training_that_diverges_is_status_1_with_advice(tmp_path: Path, sparseflow: CommandLine) -> None:

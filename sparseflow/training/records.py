@@ -37,6 +37,7 @@ from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.ranks import ALONE, Ranks
 from sparseflow.training import rewind
 from sparseflow.training.progress import Progress
+from sparseflow.training.retention import clear_done, count_rounds, name_of, training_of, weights_of
 from sparseflow.training.trainer import Trained
 
 _TICKET, _METRICS, _SCORES, _MASKS = "ticket.safetensors", "metrics.json", "scores.npy", "masks.safetensors"
@@ -67,27 +68,9 @@ class Records:
             return 0
         if self._finished is None:
             self._kept.sweep()
-            self._finished = self._count(self._kept)
+            self._finished = count_rounds(self._kept)
+            clear_done(self._kept, self._finished)
         return self._finished
-
-    def _count(self, kept: Shelf) -> int:
-        names = kept.names()
-        if self.ranks.first(lambda: any(kept.folder.glob("round-*.json"))):
-            raise ValueError(
-                f"{kept.folder} was written by a sparseflow before 0.2; begin this search in another folder"
-            )
-        rounds = sorted(int(m[1]) for name in names if (m := re.fullmatch(r"round-(\d+)", name)))
-        newest = rounds[-1] if rounds else -1
-        damaged = [index for index in range(newest) if kept.valid(_name(index)) is None]
-        if not damaged and (newest < 0 or (kept.valid(_name(newest)) and kept.valid(_weights(newest)))):
-            return newest + 1
-        if not damaged and (newest == 0 or kept.valid(_weights(newest - 1))):
-            return newest
-        lost = _name(damaged[0]) if damaged else _weights(newest - 1)
-        raise ValueError(
-            f"{kept.folder / lost} is missing or damaged, and the rounds after it rest on it: restore it from a copy, "
-            f"or remove {kept.folder} to begin this search anew"
-        )
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets of the rounds that are done."""
@@ -96,15 +79,15 @@ class Records:
 
     def ticket(self, index: int) -> Ticket:
         """The ticket of a round that is done."""
-        return self._shelf.read(_name(index), _TICKET, read_ticket)
+        return self._shelf.read(name_of(index), _TICKET, read_ticket)
 
     def trained(self, index: int) -> Weights:
         """The weights and masks at the end of the newest round."""
-        return self._shelf.read(_weights(index), _TRAINED, read_weights)
+        return self._shelf.read(weights_of(index), _TRAINED, read_weights)
 
     def early(self, index: int) -> Weights:
         """The weights at early stop of the newest round."""
-        return self._shelf.read(_weights(index), _EARLY, read_weights)
+        return self._shelf.read(weights_of(index), _EARLY, read_weights)
 
     def forget_plans(self) -> None:
         """Removes the plans of rounds that are not done, so that they are made anew."""
@@ -121,7 +104,7 @@ class Records:
         """
         if self._kept is None or (self._rewind.digest is None and not self._has_begun()):
             return None
-        copies = [_weights(index) for index in reversed(range(self.finished_rounds()))]
+        copies = [weights_of(index) for index in reversed(range(self.finished_rounds()))]
         return {name: tensor.to(device) for name, tensor in self._rewind.read(copies).items()}
 
     def begin(self, state: dict[str, Tensor]) -> None:
@@ -131,12 +114,13 @@ class Records:
 
     def _has_begun(self) -> bool:
         """Whether anything rests on the rewind point."""
-        inside = self._training(_name(0))
+        inside = self._training(0)
         return self.finished_rounds() > 0 or any(inside.valid(name) for name in inside.names())
 
-    def _training(self, name: str) -> Shelf:
+    def _training(self, index: int, kind: str = "round") -> Shelf:
+        name = training_of(index, kind)
         if name not in self._trainings:
-            self._trainings[name] = Shelf(self._shelf.folder / f"{name}.training", self.ranks)
+            self._trainings[name] = Shelf(self._shelf.folder / name, self.ranks)
             self._trainings[name].sweep()
         return self._trainings[name]
 
@@ -152,7 +136,7 @@ class Records:
         name = f"plan-{index:02d}"
         if name not in self._kept.names():
             return self.plans.get(index)
-        if self._kept.valid(name) is None and self._kept.valid(_name(index)):
+        if self._kept.valid(name) is None and self._kept.valid(name_of(index)):
             recorded = self.ticket(index).plan
             return None if recorded is None else Plan.from_json(recorded)
         if self._kept.valid(name) is None:
@@ -199,7 +183,7 @@ class Records:
         plan = self.plan(index)
         recorded: Any = None if plan is None else plan.to_json()
         return Progress(
-            self._training(_name(index, kind)),
+            self._training(index, kind),
             identity,
             about=lambda: {"plan": recorded, "rewind": self._rewind.digest},
         )
@@ -221,11 +205,10 @@ class Records:
                 rewind.FILE: tensors_part(rewind_point),
             }
 
-        self._kept.commit(_weights(index), weights)
+        self._kept.commit(weights_of(index), weights)
         self._finish(index, ticket.provenance["metrics"], trained, "round", ticket)
         self._finished = index + 1
-        for older in range(index - 1):
-            self._kept.remove(_weights(older))
+        clear_done(self._kept, self._finished)
 
     def finish(self, index: int, metrics: object, trained: Trained, kind: str) -> None:
         """Keeps the scores and the metrics of a control."""
@@ -237,19 +220,19 @@ class Records:
             found = {_METRICS: json_part(metrics), _SCORES: array_part(trained.test.scores.numpy())}
             return found if ticket is None else {_TICKET: sparse_part(ticket, "compact"), **found}
 
-        self._shelf.commit(_name(index, kind), parts)
-        self._shelf.remove(f"{_name(index, kind)}.training")
-        self._trainings.pop(_name(index, kind), None)
+        self._shelf.commit(name_of(index, kind), parts)
+        self._shelf.remove(training_of(index, kind))
+        self._trainings.pop(training_of(index, kind), None)
 
     def metrics(self, index: int, kind: str = "round") -> dict[str, Any] | None:
         """The metrics of a training that is done, else None."""
-        if self._kept is None or self._kept.valid(_name(index, kind)) is None:
+        if self._kept is None or self._kept.valid(name_of(index, kind)) is None:
             return None
-        return self._kept.read(_name(index, kind), _METRICS, read_json)
+        return self._kept.read(name_of(index, kind), _METRICS, read_json)
 
     def scores(self, index: int, kind: str = "round") -> NDArray[np.float32]:
         """The score of each test example, of a training that is done."""
-        return self._shelf.read(_name(index, kind), _SCORES, read_array)
+        return self._shelf.read(name_of(index, kind), _SCORES, read_array)
 
     @property
     def _rewind(self) -> rewind.RewindPoint:
@@ -286,14 +269,6 @@ def write_json(path: Path, content: object) -> None:
     """Writes JSON aside and renames it."""
     with atomic_write(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
-
-
-def _name(index: int, kind: str = "round") -> str:
-    return f"{kind}-{index:02d}"
-
-
-def _weights(index: int) -> str:
-    return f"{_name(index)}.weights"
 
 
 def _dense_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:

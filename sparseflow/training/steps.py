@@ -200,7 +200,13 @@ class Training:
         check_structure(self.model, self.ranks)
         # JSON has no infinity: before the first evaluation there is no best loss.
         best_loss = self.best_loss if self.best_state else None
-        state = {"step": done, "best_loss": best_loss, "best_step": self.best_step}
+        scaler = self.trainer.accelerator.scaler
+        state = {
+            "step": done,
+            "best_loss": best_loss,
+            "best_step": self.best_step,
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
         self.progress.save(self.model.state_dict(), self.best_state, self.engine.optimizer_state(), state)
 
     def _restore(self, progress: Progress) -> None:
@@ -208,6 +214,9 @@ class Training:
         assert saved is not None
         self.model.load_state_dict(saved.model)
         self.engine.scatter(saved.optimizer)
+        scaler = self.trainer.accelerator.scaler
+        if scaler is not None and saved.state["scaler"]:
+            scaler.load_state_dict(saved.state["scaler"])
         saved.restore_rng()
         self.start = int(saved.state["step"])
         if saved.best:

@@ -1,5 +1,6 @@
 """A search that is stopped or killed anywhere, and goes on, leaves what one leaves that ran through."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -12,7 +13,9 @@ import torch
 from tiny_task import Net, differing, tiny_trainer
 
 import sparseflow as sf
-from sparseflow.files import FileMissingError, SparseFormatError, Ticket, Weights, load, save
+from sparseflow.files import Ticket, load
+from sparseflow.files.commit import remove
+from sparseflow.files.readers import read_tensors
 from sparseflow.hardware.model import dense_state
 from sparseflow.training.progress import Progress, restore_optimizer
 from sparseflow.training.records import Records
@@ -112,25 +115,26 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def killed_at_write(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace, writes = os.replace, iter(range(1000))
+def killed_at_rename(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename, renames = os.rename, iter(range(1000))
 
-    def write(source: Any, target: Any) -> None:
-        if next(writes) == number:
+    def renamed(source: Any, target: Any) -> None:
+        if next(renames) == number:
             raise Killed
-        replace(source, target)
+        rename(source, target)
 
-    monkeypatch.setattr(os, "replace", write)
+    monkeypatch.setattr(os, "rename", renamed)
 
 
-@pytest.mark.parametrize("number", range(22))
-def test_killed_at_any_write(
+# Commits, replaced ones and removals alike.
+@pytest.mark.parametrize("number", range(18))
+def test_killed_at_any_rename(
     tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     # Every evaluation writes progress.
     monkeypatch.setattr(Progress, "due", lambda self: True)
     with monkeypatch.context() as patched, pytest.raises(Killed):
-        killed_at_write(number, patched)
+        killed_at_rename(number, patched)
         search(tmp_path)
     search(tmp_path)
     assert left_in(tmp_path) == uninterrupted
@@ -144,108 +148,43 @@ def test_a_finished_search_is_read_not_run(tmp_path: Path) -> None:
     assert steps == []
 
 
-@pytest.fixture
-def stopped_in_round_1(tmp_path: Path) -> Path:
+def test_progress_of_another_run_is_refused(tmp_path: Path) -> None:
+    stopped_in_round_1(tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        search(tmp_path, tiny_trainer(evaluate_every=3, seed=2))
+
+
+def stopped_in_round_1(folder: Path, **changes: Any) -> None:
     trainer = tiny_trainer(evaluate_every=3)
     stop_after(trainer, 8)
     with pytest.raises(Stopped):
-        search(tmp_path, trainer)
-    assert (tmp_path / "round-01.progress.safetensors").exists()
-    return tmp_path
+        search(folder, trainer, **changes)
+    assert [path.name for path in (folder / "round-01.training").iterdir()] == ["step-000004"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "round-01.progress.safetensors",
-        "round-00.trained.safetensors",
-        "round-00.ticket.safetensors",
-        "rewind.safetensors",
-    ],
-)
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
-def test_a_damaged_file_is_named(stopped_in_round_1: Path, name: str, damage: str) -> None:
-    path = stopped_in_round_1 / name
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content[:-9] if damage == "cut" else content)
-    with pytest.raises(SparseFormatError, match=name):
-        search(stopped_in_round_1)
-
-
-def test_a_missing_file_is_named(stopped_in_round_1: Path) -> None:
-    (stopped_in_round_1 / "round-00.trained.safetensors").unlink()
-    with pytest.raises(FileMissingError, match=r"round-00\.trained\.safetensors"):
-        search(stopped_in_round_1)
-
-
-@pytest.mark.parametrize("name", ["round-01.plan.json"])
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_damaged_json_is_named(stopped_in_round_1: Path, name: str, content: str) -> None:
-    (stopped_in_round_1 / name).write_text(content)
-    with pytest.raises(ValueError, match=name.replace(".", r"\.")):
-        search(stopped_in_round_1)
-
-
-def test_a_ticket_and_weights_are_not_taken_for_each_other(stopped_in_round_1: Path) -> None:
-    ticket, weights = (stopped_in_round_1 / f"round-00.{what}.safetensors" for what in ("ticket", "trained"))
-    content = weights.read_bytes()
-    weights.write_bytes(ticket.read_bytes())
-    with pytest.raises(ValueError, match=r"round-00\.trained\.safetensors: expected weights, got a ticket"):
-        search(stopped_in_round_1)
-    ticket.write_bytes(content)
-    with pytest.raises(ValueError, match=r"round-00\.ticket\.safetensors: expected a ticket, got weights"):
-        search(stopped_in_round_1)
-
-
-def test_progress_of_another_run_is_refused(stopped_in_round_1: Path) -> None:
-    with pytest.raises(ValueError, match="belongs to another run"):
-        search(stopped_in_round_1, tiny_trainer(evaluate_every=3, seed=2))
-
-
-def test_a_plan_for_a_backend_that_is_gone_names_replan(stopped_in_round_1: Path) -> None:
-    path = stopped_in_round_1 / "round-01.plan.json"
-    path.write_text(path.read_text().replace('"dense-compact"', '"cuda-2"'))
+def test_a_plan_for_a_backend_that_is_gone_names_replan(tmp_path: Path) -> None:
+    stopped_in_round_1(tmp_path)
+    recorded = Records(tmp_path).plan(1)
+    assert recorded is not None
+    rows = [dataclasses.replace(row, backend="cuda-2") for row in recorded.rows]
+    remove(tmp_path / "plan-01")
+    Records(tmp_path).keep_plan(1, dataclasses.replace(recorded, rows=tuple(rows)))
     with pytest.raises(ValueError, match=r"round 1 was planned for backend cuda-2.*--replan"):
-        search(stopped_in_round_1)
-    records = Records(stopped_in_round_1)
+        search(tmp_path)
+    records = Records(tmp_path)
     records.forget_plans()
     assert records.plan(1) is None
-    search(stopped_in_round_1)
+    search(tmp_path)
 
 
 def test_progress_is_canonical(tmp_path: Path) -> None:
     """What one backend has reached, another takes up: nothing of a native order is in the file."""
     for backend in ("dense", "dense-compact"):
-        trainer = tiny_trainer(optimizer=ADAM)
-        stop_after(trainer, 8)
-        with pytest.raises(Stopped):
-            search(tmp_path / backend, trainer, backend=backend)
-    files = [load(tmp_path / backend / "round-01.progress.safetensors") for backend in ("dense", "dense-compact")]
-    first, second = (file.state for file in files if isinstance(file, Weights))
-    assert first["optimizer/fc1.weight/exp_avg"].shape == (16, 8)
+        stopped_in_round_1(tmp_path / backend, backend=backend)
+    path = "round-01.training/step-000004/state.safetensors"
+    first, second = (read_tensors(tmp_path / backend / path) for backend in ("dense", "dense-compact"))
+    assert first["optimizer/fc1.weight/momentum_buffer"].shape == (16, 8)
     assert differing(first, second) == []
-
-
-def test_progress_keeps_what_it_was_given(tmp_path: Path) -> None:
-    path = tmp_path / "progress.safetensors"
-    model = torch.nn.Linear(2, 2)
-    progress = Progress(path, {"round": 1}, every_seconds=0)
-    assert progress.saved is None and progress.due()
-    progress.save(model, {"best": torch.ones(1)}, {"a/b": torch.zeros(2)}, {"step": 3, "best_loss": None})
-    saved = Progress(path, {"round": 1}).saved
-    assert saved is not None
-    assert saved.state == {"step": 3, "best_loss": None}
-    assert list(saved.best) == ["best"] and list(saved.optimizer) == ["a/b"]
-    progress.clear()
-    assert Progress(path, {"round": 1}).saved is None
-
-
-def test_another_kind_of_file_is_not_progress(tmp_path: Path) -> None:
-    path = tmp_path / "progress.safetensors"
-    save(Weights({"model/x": torch.ones(1)}, sf.Masks({}), {}), path)
-    with pytest.raises(ValueError, match="belongs to another run"):
-        Progress(path, {"round": 1})
 
 
 def test_the_rewind_point_is_where_round_0_began(tmp_path: Path) -> None:
