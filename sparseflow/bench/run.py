@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
 from sparseflow.bench.machine import describe_machine, load_average
@@ -32,6 +33,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "models": ("Whole models on what the plan chooses", whole_models),
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
     "imp": ("The search for a ticket, pruning and planning counted", search),
+    "distributed": ("Masks of a large model from its slices", distributed),
 }
 
 

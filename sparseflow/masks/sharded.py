@@ -12,10 +12,10 @@ from sparseflow.masks.allocation import Allocation, Layer
 from sparseflow.masks.arguments import choose
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.keep import Amounts, keep_units
-from sparseflow.masks.keys import DTYPES, check_dtype
+from sparseflow.masks.keys import check_dtype
 from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.masks.pieces import Piece, Pieces, promote
-from sparseflow.masks.slices import Layout, Slice, lay_out
+from sparseflow.masks.slices import Layout, Slice, check_slices, lay_out
 from sparseflow.ranks import ALONE, Ranks
 
 
@@ -49,7 +49,7 @@ def prune_slices(
     amounts, survivors = ranks.each(
         lambda: (
             _checked(Amounts(density, rate, allocation, rates, floor), shapes, criterion),
-            _matched(slices, masks),
+            _matched(slices, shapes, masks),
         )
     )
     ranks.check_same("the arguments of prune_slices", _digest(shapes, amounts, masks is None))
@@ -79,9 +79,9 @@ def assemble_bits(
     """Yields each parameter's name and packed bits (see `pack_bits`), on every rank, which all must iterate to the end.
 
     Traffic: each rank gives one bit a weight, rounded up to bytes, to a sum a parameter; 30 bytes a slice besides.
-    Memory: the packed bits of one parameter. Raises the errors of `lay_out`.
+    Memory: the packed bits of one parameter. Raises the same error on every rank for slices that do not fit.
     """
-    ranks.each(lambda: [Masks({part.name: part.values}) for part in slices])
+    ranks.each(lambda: _check_masks(slices, shapes))
     lay_out(slices, shapes, ranks)
     for name, shape in shapes.items():
         whole = torch.zeros((prod(shape) + 7) // 8, dtype=torch.uint8)
@@ -106,8 +106,11 @@ def _digest(shapes: Mapping[str, Sequence[int]], amounts: Amounts, *more: object
     return hashlib.sha256(told.encode()).hexdigest()
 
 
-def _matched(slices: Sequence[Slice], masks: Sequence[Slice] | None) -> list[Tensor] | None:
-    """Returns the previous mask of each slice; ValueError where one is missing or too many."""
+def _matched(
+    slices: Sequence[Slice], shapes: Mapping[str, Sequence[int]], masks: Sequence[Slice] | None
+) -> list[Tensor] | None:
+    """Returns the previous mask of each slice; ValueError for wrong slices and where a mask is missing or too many."""
+    check_slices(slices, shapes)
     for part in slices:
         check_dtype(part.name, part.values.dtype)
     if masks is None:
@@ -124,11 +127,15 @@ def _matched(slices: Sequence[Slice], masks: Sequence[Slice] | None) -> list[Ten
     return [survivors[str(part.place)].to(part.values.device) for part in slices]
 
 
+def _check_masks(slices: Sequence[Slice], shapes: Mapping[str, Sequence[int]]) -> None:
+    check_slices(slices, shapes)
+    for part in slices:
+        Masks({part.name: part.values})
+
+
 def _pieces(slices: Sequence[Slice], survivors: Sequence[Tensor] | None, layout: Layout, ranks: Ranks) -> Pieces:
-    kinds = sorted({DTYPES.index(part.values.dtype) for part in slices})
-    dtype = promote(DTYPES[kind] for found in ranks.gather(kinds) for kind in found)
     alive = [None] * len(slices) if survivors is None else survivors
     here = [
         Piece(part.name, place, part.values, own) for part, place, own in zip(slices, layout.places, alive, strict=True)
     ]
-    return Pieces(here, layout.order, True, dtype, ranks)
+    return Pieces(here, layout.order, True, promote(layout.dtypes), ranks)

@@ -4,10 +4,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
 
 from sparseflow.masks.arguments import unknown
+from sparseflow.masks.keys import DTYPES
 from sparseflow.ranks import ALONE, Ranks
+
+# What slices hold, weights or masks, as a number.
+_KINDS = (*DTYPES, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -48,38 +53,49 @@ def cut_evenly(tensors: Mapping[str, Tensor], ranks: Ranks = ALONE) -> list[Slic
 
 @dataclass(frozen=True)
 class Layout:
-    """Who holds what. `order`: the parameter of each slice of all ranks, by parameter and then by start; `places`:
-    the index in it of each slice here.
+    """Who holds what.
+
+    order: the parameter of each slice of all ranks, by parameter and then by start. places: the index in it of each
+    slice here. dtypes: those of all slices of all ranks.
     """
 
     order: list[str]
     places: list[int]
+    dtypes: set[torch.dtype]
 
 
 def lay_out(slices: Sequence[Slice], shapes: Mapping[str, Sequence[int]], ranks: Ranks = ALONE) -> Layout:
-    """Returns the layout of the slices of all ranks; every rank calls it with its own.
+    """Returns the layout of the slices of all ranks; every rank calls it with its own, for which `check_slices` passed.
 
-    Raises the same ValueError on every rank for a name that `shapes` lacks, a slice that is not flat or ends beyond
-    its parameter, and for weights that no slice holds or more than one. Gathers about 30 bytes a slice.
+    Raises the same ValueError on every rank for weights that no slice holds or more than one. Gathers about 30 bytes
+    a slice.
     """
-    ranks.each(lambda: _check_own(slices, shapes))
     numbers = {name: number for number, name in enumerate(shapes)}
     # One flat list: JSON of half the size.
-    own = [number for part in slices for number in (numbers[part.name], part.start, part.stop)]
-    entries = [
-        (*flat[3 * index : 3 * index + 3], rank, index)
-        for rank, flat in enumerate(ranks.gather(own))
-        for index in range(len(flat) // 3)
+    own = [
+        number
+        for part in slices
+        for number in (numbers[part.name], part.start, part.stop, _KINDS.index(part.values.dtype))
     ]
+    everybody = ranks.gather(own)
     # An empty slice sorts before the one that begins where it does.
-    entries.sort()
+    entries = sorted(
+        (*flat[4 * index : 4 * index + 3], rank, index)
+        for rank, flat in enumerate(everybody)
+        for index in range(len(flat) // 4)
+    )
     names = list(shapes)
     _check_cover([(names[number], start, stop) for number, start, stop, _, _ in entries], shapes)
     places = {index: place for place, (*_, rank, index) in enumerate(entries) if rank == ranks.rank}
-    return Layout([names[entry[0]] for entry in entries], [places[index] for index in range(len(slices))])
+    return Layout(
+        order=[names[entry[0]] for entry in entries],
+        places=[places[index] for index in range(len(slices))],
+        dtypes={_KINDS[kind] for flat in everybody for kind in flat[3::4]},
+    )
 
 
-def _check_own(slices: Sequence[Slice], shapes: Mapping[str, Sequence[int]]) -> None:
+def check_slices(slices: Sequence[Slice], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raises ValueError for a slice of no parameter in `shapes`, one that is not flat, and one that ends beyond it."""
     for part in slices:
         if part.name not in shapes:
             raise ValueError(f"slice: {unknown('parameter', part.name, shapes)}")

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -236,3 +241,41 @@ def test_ranks_that_ask_for_different_things_are_refused() -> None:
 def test_only_masks_are_assembled() -> None:
     with pytest.raises(TypeError, match=r"mask of 'a': expected dtype torch\.bool, got torch\.float32"):
         assemble([Slice("a", 0, torch.ones(4))], {"a": (4,)})
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    """What each rank of real launches of 1 to 4 processes found."""
+    script = Path(__file__).with_name("gloo_cases.py")
+    paths = os.pathsep.join(str(script.parents[2] / root) for root in (".", "kernels"))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path_factory.mktemp("ranks"))],
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        timeout=240,
+        check=True,
+    )
+    return {int(world): found for world, found in json.loads(done.stdout).items()}
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_processes_equal_the_stable_sort(launched: dict[int, list[dict[str, Any]]], world: int) -> None:
+    assert len(launched[world]) == world
+    assert [found["wrong"] for found in launched[world]] == [[]] * world
+    assert [found["cases"] for found in launched[world]] == [105] * world
+
+
+def test_processes_agree_whatever_their_number(launched: dict[int, list[dict[str, Any]]]) -> None:
+    weights = split(FILLS["ties"](torch.Generator().manual_seed(0), torch.float32))
+    digest = prune_tensors(weights, density=0.3, allocation="erk", floor=1).digest
+    everybody = [found for ranks in launched.values() for found in ranks]
+    assert {found["mask"] for found in everybody} == {digest}
+    assert {found["error"] for found in everybody} == {"expected finite scores, got inf or nan for 1 of 'bad'"}
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_traffic_of_processes_is_bounded(launched: dict[int, list[dict[str, Any]]], world: int) -> None:
+    for found in launched[world]:
+        small, large = found["traffic"]
+        assert 768 * 1024 < small <= large <= 2**20 + 64 * 12 * world
+        assert large - small <= 8 * 12
