@@ -82,6 +82,19 @@ def inspect(
 
 
 @app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="A finished run's folder.")],
+    second: Annotated[Path, typer.Argument(help="Another one of the same network.")],
+    as_json: AsJson = False,
+) -> None:
+    """Hold two runs against each other: data order, counts, overlap of masks, losses and verdicts."""
+    from sparseflow.comparison import compare_runs
+
+    found = compare_runs(first, second)
+    typer.echo(json.dumps(found.to_json()) if as_json else str(found))
+
+
+@app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run's folder, a ticket or a weights file.")],
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
@@ -140,6 +153,30 @@ def backends(as_json: AsJson = False) -> None:
         typer.echo(json.dumps(found))
     else:
         typer.echo("\n".join(f"{name:<16} {reason or 'ready'}" for name, reason in found.items()))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's file or name.")] = None,
+    config: Annotated[Path | None, typer.Option(help="accelerate's config file.")] = None,
+    deepspeed: Annotated[Path | None, typer.Option(help="DeepSpeed's config, of a dense pre-round.")] = None,
+    processes: Annotated[int | None, typer.Option(min=1, help="How many processes will take part.")] = None,
+    engine: Annotated[str, typer.Option(help="ddp or fsdp2.")] = "ddp",
+    out: Annotated[Path | None, typer.Option(help="The run's folder; by default runs/NAME.")] = None,
+    settings: Set = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a launch before it waits in a queue; status 2 where something is wrong."""
+    from sparseflow import ranks
+    from sparseflow.doctor import Launch, examine, failed, table
+
+    with _own_output():
+        found = examine(Launch(recipe, settings or [], config, deepspeed, processes, engine, out), ranks.current())
+    if ranks.current().main:
+        rows = [finding.to_json() for finding in found]
+        typer.echo(json.dumps(rows, indent=2) if as_json else table(found))
+    if failed(found):
+        raise typer.Exit(2)
 
 
 def main() -> None:

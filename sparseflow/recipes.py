@@ -23,6 +23,7 @@ from sparseflow import data, models
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
+from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import Rewind
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
@@ -182,13 +183,13 @@ def make_pruning(spec: PruningSpec) -> Pruning:
     )
 
 
-def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) -> Trainer:
+def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
     """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
     spec = recipe.training
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
     task = data.load(recipe.data.name, recipe.data.options)
     return Trainer(
-        _model(recipe, task),
+        make_model(recipe, task),
         task,
         optimizer=optimizer,
         steps=spec.steps,
@@ -199,11 +200,13 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None) ->
         clip=spec.clip,
         accumulate=spec.accumulate,
         evaluate_every=spec.evaluate_every,
+        engine=engine,
         listener=listener,
     )
 
 
-def _model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
+def make_model(recipe: Recipe, task: data.Data) -> Callable[[], nn.Module]:
+    """What makes the recipe's model, for that data."""
     options = dict(recipe.model.options)
     if recipe.model.name == "gpt":
         # The corpus decides how many characters there are.

@@ -25,6 +25,7 @@ from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
+from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import imp
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.records import Records, write_json

@@ -7,8 +7,10 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -26,6 +28,7 @@ from sparseflow.training.trainer import Listener, Stopped
 # Exit status of a worker that a signal stopped, with what it reached saved (sysexits.h: EX_TEMPFAIL).
 STOPPED = 75
 _WRONG_INPUT = 2
+_HANDLED = (signal.SIGTERM, signal.SIGINT)
 
 
 class WorkerError(RuntimeError):
@@ -33,11 +36,16 @@ class WorkerError(RuntimeError):
 
 
 class StopFlag:
-    """Set by the first SIGTERM or SIGINT; the second one ends the process at once."""
+    """Set by the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    A second one that comes within `together` seconds is the first one's echo: launchers pass signals on that
+    schedulers send to every process.
+    """
+
+    def __init__(self, together: float = 0.0) -> None:
         self.signal: int | None = None
         self.on_stop: Callable[[], None] = lambda: None
+        self._together, self._since = together, 0.0
 
     def __call__(self) -> bool:
         return self.signal is not None
@@ -48,18 +56,36 @@ class StopFlag:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        # Python runs handlers between its own instructions, and the main thread may wait for another rank in a call
+        # that does not end. So a thread hears of signals, from the bytes that Python's inner handler writes at once.
+        receiver, sender = socket.socketpair()
+        sender.setblocking(False)
+        before_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+        before = {number: signal.signal(number, lambda number, frame: None) for number in _HANDLED}
+        listening = threading.Thread(target=self._listen, args=(receiver,), daemon=True)
+        listening.start()
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            signal.set_wakeup_fd(before_fd)
+            sender.close()
+            listening.join()
+            receiver.close()
 
-    def _handle(self, number: int, frame: object) -> None:
-        if self.signal is not None:
+    def _listen(self, receiver: socket.socket) -> None:
+        while numbers := receiver.recv(64):
+            for number in numbers:
+                if number in _HANDLED:
+                    self._handle(number)
+
+    def _handle(self, number: int) -> None:
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+            self.on_stop()
+        elif time.monotonic() - self._since >= self._together:
             os._exit(128 + number)
-        self.signal = number
-        self.on_stop()
 
 
 def run_all(run: Run, listener: Listener, plans: Plans | None = None, replan: bool = False) -> None:

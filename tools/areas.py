@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80}
+ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140}
 SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
 
 
@@ -34,9 +34,12 @@ def lint() -> bool:
 CPU = ["tests/kernels", "tests/test_bench.py", "tests/test_third_party.py"]
 
 
+DISTRIBUTED = ["tests/distributed"]
+
+
 def foundation() -> bool:
     """Masks, hardware, files, training, data, command line and documentation."""
-    return _tests("tests", *(f"--ignore={path}" for path in CPU))
+    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED)))
 
 
 def cpu() -> bool:
@@ -44,7 +47,12 @@ def cpu() -> bool:
     return _tests(*CPU)
 
 
-AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu}
+def distributed() -> bool:
+    """Launches of several processes."""
+    return _tests(*DISTRIBUTED)
+
+
+AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed}
 
 
 def main(names: list[str]) -> int:

@@ -24,7 +24,7 @@ from pydantic import JsonValue
 
 from sparseflow.files.atomic import sync_directory
 from sparseflow.files.manifest import NAME, CommitError, CommitRule, Entry, Manifest, read_manifest
-from sparseflow.files.part import Part
+from sparseflow.files.part import Part, bytes_part
 from sparseflow.ranks import ALONE, Ranks
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -152,7 +152,9 @@ def _commit(
         everybody = ranks.gather({name: entry.model_dump() for name, entry in write(temporary).items()})
         files = {name: Entry(**entry) for entries in everybody for name, entry in entries.items()}
         manifest = Manifest(files=files, about=dict(about or {}))
-        return Manifest(**ranks.first(lambda: _publish(temporary, target, manifest).model_dump()))
+        ranks.first(lambda: _publish(temporary, target, manifest, needed))
+        # What rank 0 was told it is about is what is in the file.
+        return Manifest(files=files, about=ranks.broadcast(manifest.about))
     except BaseException:
         if ranks.main:
             _put_back(target)
@@ -218,16 +220,14 @@ def _hash(path: Path) -> Entry:
     return Entry(size=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def _publish(temporary: Path, target: Path, manifest: Manifest) -> Manifest:
+def _publish(temporary: Path, target: Path, manifest: Manifest, needed: int) -> None:
     # What the other ranks have written must be seen from here before it counts.
     for name, entry in manifest.files.items():
         size = (temporary / name).stat().st_size
         if size != entry.size:
             raise CommitError(temporary, name, CommitRule.SIZE, f"expected {entry.size} bytes, got {size}")
-    with open(temporary / NAME, "xb") as file:
-        file.write(manifest.to_text().encode())
-        file.flush()
-        os.fsync(file.fileno())
+    text = manifest.to_text().encode()
+    _write(temporary / NAME, bytes_part(text), needed)
     for directory in sorted({(temporary / name).parent for name in manifest.files} | {temporary}, reverse=True):
         sync_directory(directory)
     before = _before(target)
@@ -237,7 +237,6 @@ def _publish(temporary: Path, target: Path, manifest: Manifest) -> Manifest:
     os.rename(temporary, target)
     sync_directory(target.parent)
     _clear(before)
-    return manifest
 
 
 def _files(directory: Path) -> Iterator[str]:

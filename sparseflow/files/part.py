@@ -54,8 +54,12 @@ def tensors_part(tensors: Mapping[str, Tensor]) -> Part:
 
 def json_part(content: object) -> Part:
     """JSON with sorted keys. `ValueError` for NaN and infinity."""
-    text = (json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    return Part(lambda sink: _write(sink, text), len(text))
+    return bytes_part((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def bytes_part(data: bytes) -> Part:
+    """These bytes."""
+    return Part(lambda sink: _write(sink, data), len(data))
 
 
 def array_part(array: NDArray[Any]) -> Part:

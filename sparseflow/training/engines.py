@@ -29,6 +29,7 @@ class Engine(Protocol):
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         """Around forward and backward; gradients are reduced over the ranks in the last one of a step alone."""
+        ...
 
     def backward(self, loss: Tensor) -> None:
         """Adds to the gradients."""
@@ -44,6 +45,7 @@ class Engine(Protocol):
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's state, canonical: see `progress.optimizer_state`."""
+        ...
 
     def release(self) -> None:
         """Gathers, and lets go of the model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,10 @@ class Order:
             self._permutation = torch.randperm(self.examples, generator=generator)
             self._epoch = epoch
         return self._permutation[position * self.batch_size : (position + 1) * self.batch_size]
+
+    def digest(self, first: int, last: int) -> str:
+        """sha256 over the indices of the steps [first, last): equal where the same examples were seen in that order."""
+        sha = hashlib.sha256()
+        for step in range(first, last):
+            sha.update(self.indices(step).numpy().data)
+        return sha.hexdigest()

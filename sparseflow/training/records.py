@@ -37,10 +37,11 @@ from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.ranks import ALONE, Ranks
 from sparseflow.training import rewind
 from sparseflow.training.progress import Progress
-from sparseflow.training.retention import clear_done, count_rounds, name_of, training_of, weights_of
+from sparseflow.training.retention import clear_done, count_rounds, name_of, plan_of, training_of, weights_of
 from sparseflow.training.trainer import Trained
 
 _TICKET, _METRICS, _SCORES, _MASKS = "ticket.safetensors", "metrics.json", "scores.npy", "masks.safetensors"
+_PLAN = "plan.json"
 _TRAINED, _EARLY = "trained.safetensors", "early.safetensors"
 
 
@@ -70,6 +71,9 @@ class Records:
             self._kept.sweep()
             self._finished = count_rounds(self._kept)
             clear_done(self._kept, self._finished)
+            for index in range(1, self._finished):
+                if (plan := self._plan_in_ticket(index)) is not None:
+                    self.keep_plan(index, plan)
         return self._finished
 
     def tickets(self) -> Iterator[Ticket]:
@@ -130,23 +134,29 @@ class Records:
             self._rewind.keep(state)
 
     def plan(self, index: int) -> Plan | None:
-        """The plan of a round, as recorded here or as given to replay. `ValueError` where it is damaged."""
-        if self._kept is None:
+        """The plan of a round, as recorded here or as given to replay.
+
+        Of a round that is done its ticket has it too. `ValueError` where it is damaged, and was not in a ticket.
+        """
+        name = plan_of(index)
+        if self._kept is None or name not in self._kept.names():
             return self.plans.get(index)
-        name = f"plan-{index:02d}"
-        if name not in self._kept.names():
-            return self.plans.get(index)
-        if self._kept.valid(name) is None and self._kept.valid(name_of(index)):
-            recorded = self.ticket(index).plan
-            return None if recorded is None else Plan.from_json(recorded)
-        if self._kept.valid(name) is None:
+        if self._kept.valid(name) is not None:
+            return Plan.from_json(self._kept.read(name, _PLAN, read_json))
+        plan = self._plan_in_ticket(index) if self._kept.valid(name_of(index)) else None
+        if plan is None:
             raise ValueError(f"{self.folder}/{name} is damaged; remove it to plan the round anew")
-        return Plan.from_json(self._kept.read(name, "plan.json", read_json))
+        return plan
+
+    def _plan_in_ticket(self, index: int) -> Plan | None:
+        """Of a round whose own directory of it is missing or damaged."""
+        recorded = self.ticket(index).plan if self._shelf.valid(plan_of(index)) is None else None
+        return None if recorded is None else Plan.from_json(recorded)
 
     def keep_plan(self, index: int, plan: Plan) -> None:
         """Records the plan before its round starts. It is rank 0's."""
-        if self._kept is not None and self._kept.valid(f"plan-{index:02d}") is None:
-            self._kept.commit(f"plan-{index:02d}", lambda: {"plan.json": json_part(plan.to_json())})
+        if self._kept is not None and self._kept.valid(plan_of(index)) is None:
+            self._kept.commit(plan_of(index), lambda: {_PLAN: json_part(plan.to_json())})
 
     def keep_masks(self, index: int, masks: Masks) -> None:
         """Records masks of a round that were made elsewhere, such as from the shards of a dense round. Rank 0's."""
@@ -261,6 +271,8 @@ def describe(index: int, masks: Masks, plan: Plan | None, trained: Trained) -> d
         "final_test_loss": trained.test_at_end.loss,
         "step_seconds": trained.step_seconds,
         "state_ratio": trained.state_ratio,
+        "data_order": trained.data_order,
+        "processes": trained.processes,
         "seconds": trained.seconds,
     }
 

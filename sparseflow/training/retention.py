@@ -22,6 +22,11 @@ def weights_of(index: int) -> str:
     return f"{name_of(index)}.weights"
 
 
+def plan_of(index: int) -> str:
+    """The directory of a round's plan."""
+    return f"plan-{index:02d}"
+
+
 def count_rounds(shelf: Shelf) -> int:
     """How many rounds, from 0 on, are done and can be gone on from. Reads and checks them.
 
@@ -35,9 +40,11 @@ def count_rounds(shelf: Shelf) -> int:
         return 0
     newest = max(rounds)
     damaged = [index for index in range(newest) if shelf.valid(name_of(index)) is None]
+    # Looked at even where it is not needed: a copy that went bad should not wait for the day that it is.
+    before = newest == 0 or shelf.valid(weights_of(newest - 1)) is not None
     if not damaged and shelf.valid(name_of(newest)) and shelf.valid(weights_of(newest)):
         return newest + 1
-    if not damaged and (newest == 0 or shelf.valid(weights_of(newest - 1))):
+    if not damaged and before:
         return newest
     lost = name_of(damaged[0]) if damaged else weights_of(newest - 1)
     raise ValueError(

@@ -47,6 +47,9 @@ class Trained:
     seconds: float
     # How many numbers are trained, over those of the dense network: gradients and optimizer state shrink alike.
     state_ratio: float
+    # See `Order.digest`; and how many processes shared each step.
+    data_order: str
+    processes: int
     early_state: dict[str, Tensor] = field(repr=False)
 
 
@@ -143,6 +146,8 @@ class Training:
             step_seconds=median(self.stretches) if self.stretches else float("nan"),
             seconds=time.perf_counter() - began,
             state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
+            data_order=trainer.order.digest(self.first, trainer.steps),
+            processes=self.ranks.world,
             early_state=self.best_state,
         )
 

@@ -86,8 +86,8 @@ class Trainer:
         self.evaluate_every = evaluate_every or max(1, steps // 20)
         self.order = Order(len(data.train), batch_size, derive(seed, "data"))
         self.engine: EngineName = engine
-        # Rank 0 speaks for all.
-        self.listener: Listener = listener if listener is not None and self.ranks.main else lambda event: None
+        # Called on every rank.
+        self.listener: Listener = listener or (lambda event: None)
         # Asked at each step; a signal handler may answer True.
         self.should_stop: Callable[[], bool] = lambda: False
         self._accelerator = accelerator

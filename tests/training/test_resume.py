@@ -1,7 +1,6 @@
 """A search that is stopped or killed anywhere, and goes on, leaves what one leaves that ran through."""
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable
 from functools import partial
@@ -10,49 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from searches import left_in, search, stop_after
 from tiny_task import Net, differing, tiny_trainer
 
-import sparseflow as sf
-from sparseflow.files import Ticket, load
 from sparseflow.files.commit import remove
 from sparseflow.files.readers import read_tensors
 from sparseflow.hardware.model import dense_state
 from sparseflow.training.progress import Progress, restore_optimizer
 from sparseflow.training.records import Records
-from sparseflow.training.trainer import Stopped, Trainer
+from sparseflow.training.trainer import Stopped
 
 ADAM = partial(torch.optim.Adam, lr=0.01, fused=True)
-TIMES = ("seconds", "step_seconds")
-
-
-def search(folder: Path, trainer: Trainer | None = None, **changes: Any) -> list[Ticket]:
-    """Two rounds, rewound to step 2, evaluated first at step 3: the first stops come before there is a best step."""
-    trainer = trainer or tiny_trainer(evaluate_every=3)
-    arguments: dict[str, Any] = {"rounds": 2, "rate": 0.5, "floor": 1, "rewind_to": 2, "backend": "dense-compact"}
-    return list(sf.imp(trainer, records=Records(folder), **{**arguments, **changes}))
-
-
-def left_in(folder: Path) -> dict[str, object]:
-    """What lies in a folder, without times and without the order of bytes in containers."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "MANIFEST.json")
-    return {path.relative_to(folder).as_posix(): _content(path) for path in files}
-
-
-def _content(path: Path) -> object:
-    if path.suffix == ".json":
-        return _timeless(json.loads(path.read_text()))
-    if path.suffix != ".safetensors":
-        return path.read_bytes()
-    found = load(path)
-    if isinstance(found, Ticket):
-        return found.digest, _timeless(found.provenance), found.plan
-    return {name: tensor.numpy().tobytes() for name, tensor in found.state.items()}, found.masks.digest
-
-
-def _timeless(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {key: _timeless(value) for key, value in found.items() if key not in TIMES}
-    return found
 
 
 @pytest.fixture(autouse=True)
@@ -103,12 +70,6 @@ def test_stopped_in_a_sparse_round_with_other_optimizers(tmp_path: Path, optimiz
     resumed = search(tmp_path / "parts", tiny_trainer(optimizer=optimizer))
     assert [ticket.digest for ticket in resumed] == [ticket.digest for ticket in whole]
     assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
-
-
-def stop_after(trainer: Trainer, steps: int) -> None:
-    """Has the trainer stop when it has asked this often whether to."""
-    asked = iter(range(1000))
-    trainer.should_stop = lambda: next(asked) >= steps
 
 
 class Killed(BaseException):
