@@ -99,7 +99,6 @@ class DenseRound:
         masks: Masks,
     ) -> None:
         spec, ranks = recipe.pruning, trainer.ranks
-        records.keep_masks(1, masks)
         everything = Masks.ones({name: mask.shape for name, mask in masks.items()})
         model = trainer.build()
         rewind_point: dict[str, Tensor] = {}
@@ -120,6 +119,8 @@ class DenseRound:
         ticket = Ticket(everything if ranks.main else Masks({}), rewind_point, None, provenance)
         # Of the early-stop step there is what was measured; of its weights, none are kept.
         records.finish_round(0, model, rewind_point, ticket, replace(trained, early_state=model.state_dict()))
+        # Without them, where this ends here, the same masks are found in the weights that round 0 has left.
+        records.keep_masks(1, masks)
 
 
 def first_masks(engine: Engine, shapes: Shapes, spec: PruningSpec, ranks: Ranks) -> Masks:

@@ -226,6 +226,8 @@ class DenseTraining:
             step_seconds=median(measured.step_seconds),
             seconds=measured.seconds,
             state_ratio=1.0,
+            data_order=self.trainer.order.digest(0, self.trainer.steps),
+            processes=self.ranks.world,
             early_state={},
         )
 
