@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from zero_launches import ROOT, Ended, launch_all
+from zero_launches import ROOT, Ended, Zygote
 
 from sparseflow.masks.select import prune_tensors
 from sparseflow.runs import Run, load_run, run_seed
@@ -68,9 +68,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ended(folder: Path) -> dict[str, Ended]:
-    asked = launches(folder)
-    return dict(zip(asked, launch_all(list(asked.values()), folder), strict=True))
+def ended(zygote: Zygote, folder: Path) -> dict[str, Ended]:
+    return zygote.launch(launches(folder), folder)
 
 
 def records(folder: Path, out: str) -> Records:

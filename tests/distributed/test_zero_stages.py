@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from zero_launches import launch_all
+from zero_launches import Zygote
 
 from sparseflow.files import Ticket, load
 from sparseflow.files.commit import commit
@@ -29,18 +29,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
+def found(zygote: Zygote, folder: Path) -> dict[tuple[int, str], dict[str, Any]]:
     text = folder / "text.txt"
     text.write_text("the quick brown fox jumps over the lazy dog. " * 200)
     asked = {2: EVERY, **OTHER_WORLDS}
-    launches = []
+    launches = {}
     for world, names in asked.items():
         out = folder / str(world)
         out.mkdir()
         arguments = {"out": str(out), "text": str(text), "only": names}
-        launches.append({"world": world, "job": "stages", "arguments": arguments})
-    for world, ended in zip(asked, launch_all(launches, folder), strict=True):
-        assert ended.statuses == [0] * world, ended.log[-3000:]
+        launches[str(world)] = {"world": world, "job": "stages", "arguments": arguments}
+    for world, ended in zygote.launch(launches, folder).items():
+        assert ended.statuses == [0] * int(world), ended.log[-3000:]
     looked = {world: json.loads((folder / str(world) / "found.json").read_text()) for world in asked}
     return {(world, name): looked[world][name] for world, name in CASES}
 

@@ -39,11 +39,11 @@ MODEL = "model.options={context: 8, layers: 2, heads: 3, width: 9}"
 
 def warm_up() -> None:
     """Imports what is imported late, in the process that is forked."""
-    import deepspeed.ops.adam
-    import torch._dynamo
+    # Every engine asks whether its optimizer is this one, whose module imports torch's compiler.
+    import deepspeed.runtime.zero.muon.muon_optimizer
     import torch.utils.cpp_extension
 
-    assert deepspeed and torch._dynamo
+    assert deepspeed
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 

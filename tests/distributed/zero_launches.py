@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import select
 import signal
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pytest
+from typing import IO, Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -29,34 +27,38 @@ class Ended:
     log: str
 
 
-def launch_all(launches: list[dict[str, Any]], folder: Path) -> list[Ended]:
-    """Runs launches one after the other; see `zero_zygote`. Skips where there is no compiler."""
-    if shutil.which("g++") is None:
-        pytest.skip("DeepSpeed compiles a small library when it is first used without a GPU, and there is no g++")
-    for number, launch in enumerate(launches):
-        launch.setdefault("log", str(folder / f"launch-{number}.log"))
-    launches[0]["timeout"] = launches[0].get("timeout", 60) + _COMPILES
-    places = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "launchers")]
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "zero_zygote.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        start_new_session=True,
-    )
-    try:
-        answer, errors = process.communicate(json.dumps(launches), timeout=_COMPILES + 60 * len(launches))
-    finally:
-        _kill(process)
-    assert process.returncode == 0, errors[-3000:]
-    return [Ended(**one) for one in json.loads(answer)]
+class Zygote:
+    """A process of `zero_zygote`, until closed."""
 
+    def __init__(self, errors: IO[str]) -> None:
+        places = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "launchers")]
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "zero_zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
+            start_new_session=True,
+        )
 
-def _kill(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()
+    def launch(self, launches: dict[str, dict[str, Any]], folder: Path) -> dict[str, Ended]:
+        """Runs launches one after the other: "world", "job" and its "arguments". How they ended, by the same names."""
+        asked = [
+            {"log": str(folder / f"{name}.log"), "timeout": 60.0 if number else 60.0 + _COMPILES, **launch}
+            for number, (name, launch) in enumerate(launches.items())
+        ]
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps(asked) + "\n")
+        stdin.flush()
+        limit = 60 + sum(one["timeout"] for one in asked)
+        assert select.select([stdout], [], [], limit)[0], "the launches have not ended in time"
+        answer = stdout.readline()
+        assert answer, "the zygote has died; see its standard error"
+        return {name: Ended(**one) for name, one in zip(launches, json.loads(answer), strict=True)}
+
+    def close(self) -> None:
+        """Ends it, and whatever it may have left."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.communicate()

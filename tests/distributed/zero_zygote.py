@@ -1,7 +1,7 @@
 """Launches of several processes, one after the other, from one process that has imported everything once.
 
-Run as a program: reads launches as JSON on standard input, writes how each ended to standard output. Importing torch
-and DeepSpeed takes seconds, a fork of who has done it milliseconds.
+Run as a program: reads lists of launches, a line of JSON each, and answers each line with one that says how they
+ended. Importing torch and DeepSpeed takes seconds, a fork of who has done it milliseconds.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1")
 
 import zero_jobs
 
 
 def main() -> None:
     """Runs every launch that is asked for, and says how long it took and with what status each rank ended."""
-    launches: list[dict[str, Any]] = json.loads(sys.stdin.read())
-    said = sys.stdout
-    # Children print what they like; only the answer goes where it is awaited.
+    answers = sys.stdout
+    # Only answers go where answers are awaited.
     sys.stdout = sys.stderr
     zero_jobs.warm_up()
-    found = [_launch(one) for one in launches]
-    said.write(json.dumps(found))
+    for line in sys.stdin:
+        answers.write(json.dumps([_launch(one) for one in json.loads(line)]) + "\n")
+        answers.flush()
 
 
 def _launch(launch: dict[str, Any]) -> dict[str, Any]:
