@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
 from sparseflow.bench.launches import launches
@@ -34,6 +35,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
     "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
+    "distributed": ("Masks of a large model from its slices", distributed),
 }
 
 

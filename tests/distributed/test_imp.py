@@ -44,6 +44,23 @@ def test_two_processes_train_what_one_accumulates(tmp_path: Path, pair: Path) ->
     assert bits(tmp_path / "run") == bits(pair)
 
 
+def test_and_so_they_do_in_bfloat16(tmp_path: Path, pair: Path) -> None:
+    found = []
+    for world in (1, 2):
+        arguments = ["--out", "run", "--set", f"training.accumulate={2 // world}"]
+        with workers(tmp_path / str(world), *arguments, world=world, before=in_bfloat16) as launched:
+            assert launched.statuses() == [0] * world
+        found.append(bits(tmp_path / str(world) / "run"))
+    assert found[0] == found[1] != bits(pair)
+    # Every round, that is: an engine may forget what it was told after the first.
+    assert all(a != b for a, b in zip(found[0][1:], bits(pair)[1:]))
+
+
+def in_bfloat16() -> None:
+    """As `accelerate launch --mixed_precision bf16` tells workers."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+
+
 def test_two_processes_are_near_one_on_the_whole_batch(tmp_path: Path) -> None:
     long = ["--set", "training.steps=200", "--set", "training.evaluate_every=10"]
     assert run(tmp_path / "two", "--out", "run", *long).statuses() == [0, 0]
