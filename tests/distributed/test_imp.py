@@ -255,4 +255,13 @@ def test_a_process_without_a_launcher_says_how_to_start_it(tmp_path: Path) -> No
 
 def forget_the_launcher() -> None:
     """As if started by hand."""
-    del os.environ["RANK"]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+def test_one_process_that_was_asked_for_needs_no_ranks(tmp_path: Path) -> None:
+    # `accelerate launch` starts it without any.
+    short = ["--set", "training.steps=20", "--set", "pruning.rounds=0"]
+    with workers(tmp_path, "--out", "run", "--processes", 1, *short, before=forget_the_launcher, world=1) as launched:
+        assert launched.statuses() == [0], launched.log(0)
+    assert (tmp_path / "run" / "ticket.safetensors").exists()
