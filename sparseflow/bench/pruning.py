@@ -57,7 +57,7 @@ PRUNERS: dict[Kind, Callable[[Mapping[str, Tensor]], Masks]] = {"tensors": prune
 
 
 def measure_peak(kind: Kind, count: int) -> float:
-    """Peak resident bytes a weight above the weights, of this process, which should be fresh. Reads /proc: Linux only."""
+    """Peak resident bytes a weight above the weights, of this process, a fresh one. Reads /proc: Linux only."""
     PRUNERS[kind]({"warm": torch.randn(1000)})
     weights = _weights(count)
     # Sets the peak back to what is resident now.
