@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from sparseflow_kernels.cpu_ir import Code, Int
-from sparseflow_kernels.cpu_jit import Kernel, kernel
+from sparseflow_kernels.cpu_ir import Int, Module
+from sparseflow_kernels.cpu_jit import function
 from sparseflow_kernels.cpu_target import host
 
 _KEY_BITS = 32
@@ -34,34 +36,31 @@ def count_digits(
     values = 1 << (min(shift + bits, _KEY_BITS - 1) - shift)
     if counts.numel() < values:
         raise ValueError(f"counts: expected {values} places, got {counts.numel()}")
-    _kernel(shift, bits)(
-        1,
-        numbers.data_ptr(),
-        0 if chosen is None else chosen.data_ptr(),
-        numbers.numel(),
-        prefix,
-        counts.data_ptr(),
-    )
+    chosen_address = 0 if chosen is None else chosen.data_ptr()
+    _function(shift, bits)(numbers.data_ptr(), chosen_address, numbers.numel(), prefix, counts.data_ptr())
 
 
 @functools.cache
-def _kernel(shift: int, bits: int) -> Kernel:
-    def write(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
-        numbers, chosen, size, prefix, counts = arguments
+def _function(shift: int, bits: int) -> Callable[..., None]:
+    """count(numbers, chosen or 0, size, prefix, counts): addresses and integers."""
+    module = Module(host())
+    code = module.function("count", ["numbers", "chosen", "size", "prefix", "counts"])
+    numbers, chosen, size, prefix, counts = code.arguments
 
-        def count(i: Int, amount: Int) -> None:
-            key = code.load_int32(numbers, i) & _MAGNITUDE
-            with code.when((key // (1 << (shift + bits))).equals(prefix)):
-                digit = (key // (1 << shift)) & ((1 << bits) - 1)
-                code.store_int(code.load_int(counts, digit) + amount, counts, digit)
+    def count(i: Int, amount: Int) -> None:
+        key = code.load_int32(numbers, i) & _MAGNITUDE
+        with code.when((key // (1 << (shift + bits))).equals(prefix)):
+            digit = (key // (1 << shift)) & ((1 << bits) - 1)
+            code.store_int(code.load_int(counts, digit) + amount, counts, digit)
 
-        with code.choice(chosen.equals(0)) as (every, some):
-            with every:
-                code.loop(0, size, lambda i: count(i, code.number(1)))
-            with some:
-                code.loop(0, size, lambda i: count(i, code.load_byte(chosen, i)))
-
-    return kernel(host(), 5, write)
+    with code.choice(chosen.equals(0)) as (every, some):
+        with every:
+            code.loop(0, size, lambda i: count(i, code.number(1)))
+        with some:
+            code.loop(0, size, lambda i: count(i, code.load_byte(chosen, i)))
+    code.finish()
+    # Not a `Kernel`: on one thread it needs no OpenMP.
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(function(module, "count"))
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
