@@ -22,7 +22,7 @@ def export(source: Path, target: Path, form: str) -> None:
         raise ValueError(f"{target}: expected a file to write, got a folder; add a name such as model.safetensors")
     found = load(_weights_file(source))
     if isinstance(found, Ticket):
-        found = Weights(found.rewind, found.masks, {"ticket": found.digest})
+        found = Weights(dict(found.rewind), found.masks, {"ticket": found.digest})
     try:
         save(found, target, format="compact" if form == "compact" else "dense")
     except OSError as error:

@@ -50,8 +50,7 @@ def launched(timeout: float, processes: int | None) -> Iterator[Launch]:
     launch = None
     try:
         if "RANK" not in os.environ:
-            check_world(asked_processes(processes), 1)
-            raise ValueError(_NO_LAUNCHER)
+            _be_the_only_one(asked_processes(processes))
         launch = _join(timeout)
         check_world(asked_processes(processes), launch.ranks.world)
         yield launch
@@ -108,6 +107,14 @@ def check_shared(ranks: Ranks, folder: Path) -> None:
             f"--out: rank {', '.join(map(str, blind))} does not see what rank 0 writes into {folder}; give a folder "
             "that all nodes share"
         )
+
+
+def _be_the_only_one(asked: tuple[int, str] | None) -> None:
+    check_world(asked, 1)
+    if asked is None:
+        raise ValueError(_NO_LAUNCHER)
+    # `accelerate launch` tells a process that it starts alone nothing of ranks. Port 0: any that is free.
+    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
 
 
 def _join(timeout: float) -> Launch:

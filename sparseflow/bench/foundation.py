@@ -8,23 +8,26 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
 
-from sparseflow.bench.clock import REPEATS, fresh_process, process_seconds, ratios, take_turns, threads
+from sparseflow.bench.clock import REPEATS, process_seconds, ratios, take_turns, threads
 from sparseflow.bench.figure import Figure
+from sparseflow.bench.pruning import prune_globally
 from sparseflow.data import Data, TensorSplit
 from sparseflow.hardware.plan import sparsify
-from sparseflow.masks.masks import Masks
-from sparseflow.masks.select import prune_tensors
 from sparseflow.models import lenet_300_100
 from sparseflow.training.trainer import Trainer
 
-_PRUNED_WEIGHTS = 20_000_000
+_PRUNED = 20_000_000
 
 
 def foundation() -> list[Figure]:
     """The figures of this file."""
-    return [import_time(), trainer_overhead(), sparse_linear_on_dense(), *prune_globally()]
+    return [
+        import_time(),
+        trainer_overhead(),
+        sparse_linear_on_dense(),
+        *prune_globally("tensors", _PRUNED, faster=10, peak=5),
+    ]
 
 
 def import_time() -> Figure:
@@ -75,60 +78,6 @@ def sparse_linear_on_dense() -> Figure:
         return Figure(name, "x", 1.15, False, (), "outputs differ")
     sides = take_turns({"dense": lambda: _forward_backward(dense, x), "ours": lambda: _forward_backward(sparse, x)})
     return Figure(name, "x", 1.15, False, ratios(sides["ours"], sides["dense"]), seconds=sides)
-
-
-def prune_globally() -> list[Figure]:
-    """Speed over torch's own global pruning at 20 million weights, and bytes a weight above the weights."""
-    name = "prune 20 million weights globally: torch / ours"
-    weights = {f"layer{i}": torch.randn(2000, 1000) for i in range(_PRUNED_WEIGHTS // 2_000_000)}
-    ours, theirs = prune_tensors(weights, density=0.2), _torch_masks(weights)
-    if ours.nnz != theirs.nnz or not _agree(ours, theirs):
-        return [Figure(name, "x", 10, True, (), "masks differ")]
-    sides = take_turns(
-        {"ours": lambda: prune_tensors(weights, density=0.2), "torch": lambda: _torch_masks(weights)}, repeats=7
-    )
-    peaks = tuple(_prune_peak() for _ in range(7))
-    return [
-        Figure(name, "x", 10, True, ratios(sides["torch"], sides["ours"]), seconds=sides),
-        Figure("prune 20 million weights globally: peak memory", "B/weight", 5, False, peaks),
-    ]
-
-
-def _torch_masks(weights: dict[str, Tensor]) -> Masks:
-    model = nn.Module()
-    layers = []
-    for name, weight in weights.items():
-        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        model.add_module(name, layer)
-        layers.append((layer, "weight"))
-    torch_prune.global_unstructured(layers, pruning_method=torch_prune.L1Unstructured, amount=0.8)
-    return Masks({name: model.get_submodule(name).get_buffer("weight_mask").bool() for name in weights})
-
-
-def _agree(ours: Masks, theirs: Masks) -> bool:
-    # torch breaks ties at the threshold as it likes; random floats have next to none.
-    differing = sum(int((ours[name] != theirs[name]).sum()) for name in ours)
-    return differing <= 100
-
-
-def _prune_peak() -> float:
-    """Peak resident bytes a weight above the weights, in a fresh process. Reads /proc, so Linux only."""
-    code = (
-        "import torch\n"
-        "from sparseflow.masks.select import prune_tensors\n"
-        f"n = {_PRUNED_WEIGHTS}\n"
-        "prune_tensors({'warm': torch.randn(1000)}, density=0.5)\n"
-        "weights = {f'layer{i}': torch.randn(2000, 1000) for i in range(n // 2_000_000)}\n"
-        "def status(key):\n"
-        "    lines = open('/proc/self/status').read().splitlines()\n"
-        "    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(key))\n"
-        "open('/proc/self/clear_refs', 'w').write('5')\n"
-        "before = status('VmRSS')\n"
-        "masks = prune_tensors(weights, density=0.2)\n"
-        "print((status('VmHWM') - before) / n)\n"
-    )
-    return float(fresh_process(code))
 
 
 def _forward_backward(module: nn.Module, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,7 +29,7 @@ class Ticket:
     """
 
     masks: Masks
-    rewind: dict[str, Tensor]
+    rewind: Mapping[str, Tensor]
     plan: dict[str, object] | None
     provenance: dict[str, object]
 

@@ -6,9 +6,12 @@ from sparseflow.masks.criteria import Criterion, Scores
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.masks.patterns import Pattern, Unstructured
+from sparseflow.masks.pieces import Piece, Pieces
 from sparseflow.masks.schedules import Constant, Cubic, Schedule
 from sparseflow.masks.select import prune_tensors, shuffle_masks
-from sparseflow.masks.threshold import Threshold, apply_threshold, find_threshold
+from sparseflow.masks.sharded import assemble, assemble_bits, prune_slices
+from sparseflow.masks.slices import Slice, cut, cut_evenly
+from sparseflow.masks.threshold import Group, Threshold, apply_thresholds, find_thresholds
 
 __all__ = [
     "Allocation",
@@ -16,17 +19,26 @@ __all__ = [
     "Criterion",
     "Cubic",
     "Floor",
+    "Group",
     "Masks",
     "Pattern",
+    "Piece",
+    "Pieces",
     "Schedule",
     "Scores",
+    "Slice",
     "Threshold",
     "Unstructured",
-    "apply_threshold",
+    "apply_thresholds",
+    "assemble",
+    "assemble_bits",
     "criteria",
+    "cut",
+    "cut_evenly",
     "erk_densities",
-    "find_threshold",
+    "find_thresholds",
     "pack_bits",
+    "prune_slices",
     "prune_tensors",
     "schedules",
     "shuffle_masks",

@@ -1,17 +1,13 @@
 """Keys: scores as integers that order like them, a chunk at a time."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
-from sparseflow.masks.criteria import Scores
-
 # Elements; bounds the memory above the scores and the masks.
 CHUNK = 1 << 20
-DIGIT_BITS = 16
 
 _INTEGERS = {
     torch.bfloat16: torch.int16,
@@ -20,38 +16,34 @@ _INTEGERS = {
     torch.float64: torch.int64,
 }
 
+# What scores can be.
+DTYPES = tuple(_INTEGERS)
+
+
+def check_dtype(name: str, dtype: torch.dtype) -> None:
+    """Raises TypeError for a dtype of scores that is not bfloat16, float16, float32 or float64."""
+    if dtype not in _INTEGERS:
+        raise TypeError(f"score of {name!r}: expected bfloat16, float16, float32 or float64, got {dtype}")
+
 
 @dataclass(frozen=True)
 class Keys:
-    """The keys of the survivors' scores: bits of a finite float, sign apart, order like the float.
+    """How scores become integers: bits of a finite float, sign apart, order like the float.
 
-    -0.0 and +0.0 get the same key. Dtypes that differ are promoted. survivors: bool tensors, True for the
-    scores that take part; None: all do. Raises TypeError for a dtype that is not bfloat16, float16, float32
-    or float64.
+    dtype: what scores are promoted to. absolute: the keys are those of |score|, and never negative. -0.0 and
+    +0.0 get the same key.
     """
 
-    scores: Scores
-    survivors: Mapping[str, Tensor] | None
+    dtype: torch.dtype
+    absolute: bool
 
-    def __post_init__(self) -> None:
-        for name, tensor in self.scores.tensors.items():
-            if tensor.dtype not in _INTEGERS:
-                raise TypeError(
-                    f"score of {name!r}: expected bfloat16, float16, float32 or float64, got {tensor.dtype}"
-                )
-
-    def chunks(self, name: str) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Yields the place, the keys and the survivors of each chunk of a parameter, in row-major order."""
-        flat = self.scores.tensors[name].detach().reshape(-1)
-        alive = None if self.survivors is None else self.survivors[name].reshape(-1)
+    def chunks(self, scores: Tensor, survivors: Tensor | None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Yields the place, the keys and the survivors of each chunk of a tensor, in row-major order."""
+        flat = scores.detach().reshape(-1)
+        alive = None if survivors is None else survivors.reshape(-1)
         for start in range(0, flat.numel(), CHUNK):
             where = slice(start, start + CHUNK)
             yield where, self._keys(flat[where]), None if alive is None else alive[where]
-
-    @cached_property
-    def dtype(self) -> torch.dtype:
-        """The dtype that all scores are promoted to."""
-        return reduce(torch.promote_types, (tensor.dtype for tensor in self.scores.tensors.values()))
 
     @property
     def bits(self) -> int:
@@ -61,23 +53,25 @@ class Keys:
     @property
     def lowest(self) -> int:
         """A key below that of every finite score."""
-        return -1 if self.scores.absolute else -(1 << (self.bits - 1))
+        return -1 if self.absolute else -(1 << (self.bits - 1))
 
-    @property
-    def top_offset(self) -> int:
+    def top_digits(self, digit_bits: int) -> int:
+        """How many values the top digit of a key can have."""
+        return 1 << (digit_bits - 1 if self.absolute else digit_bits)
+
+    def top_offset(self, digit_bits: int) -> int:
         """What makes the lowest top digit 0."""
-        return 0 if self.scores.absolute else 1 << (DIGIT_BITS - 1)
+        return 0 if self.absolute else 1 << (digit_bits - 1)
 
-    @property
-    def infinity_digit(self) -> int:
-        """The top digit of infinity; that of a NaN is as high or higher, that of a positive float lower."""
+    def infinity_digit(self, digit_bits: int) -> int:
+        """The top digit of infinity; that of a NaN is as high or higher, that of a finite float at most as high."""
         infinity = torch.tensor(torch.inf, dtype=self.dtype).view(_INTEGERS[self.dtype])
-        return int(infinity) >> (self.bits - DIGIT_BITS)
+        return int(infinity) >> (self.bits - digit_bits)
 
     def _keys(self, chunk: Tensor) -> Tensor:
         integers = chunk.to(self.dtype).view(_INTEGERS[self.dtype])
         magnitudes = integers & ((1 << (self.bits - 1)) - 1)
-        if self.scores.absolute:
+        if self.absolute:
             return magnitudes
         # Two's complement negation of the magnitude where the sign bit is set.
         signs = integers >> (self.bits - 1)

@@ -1,27 +1,18 @@
 """Selection: joins criterion, pattern, allocation and floors. Tensors in, masks out."""
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from sparseflow.masks import criteria
-from sparseflow.masks.allocation import (
-    Allocation,
-    Layer,
-    check_amounts,
-    erk_weights,
-    keep_total,
-    layerwise_counts,
-    share_out,
-    uniform_weights,
-)
+from sparseflow.masks.allocation import Allocation, Layer
 from sparseflow.masks.criteria import Criterion, Scores
-from sparseflow.masks.floors import Floor, check_floors, check_none_empty, lower_limits
+from sparseflow.masks.floors import Floor
+from sparseflow.masks.keep import Amounts, keep_units
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import UNSTRUCTURED, Pattern
-from sparseflow.masks.threshold import apply_threshold, find_threshold
+from sparseflow.masks.pieces import Pieces
 
 
 def prune_tensors(
@@ -49,23 +40,17 @@ def prune_tensors(
     of range, a density above the current one, scores that are not finite, floors that exceed the target, and
     layers that would keep nothing without a floor. Memory above the scores: the masks and one chunk.
     """
-    check_amounts(allocation, density, rate, rates)
+    amounts = Amounts(density, rate, allocation, rates, floor)
     score = criteria.get(criterion)
     masks = _checked_masks(weights, masks)
     with torch.no_grad():
         scores = pattern.unit_scores(_checked_scores(score(weights, seed), weights), masks)
         survivors = None if masks is None else {name: pattern.units(mask) for name, mask in masks.items()}
         layers = _layers(weights, scores, survivors)
-        lower = lower_limits(floor, layers)
-        if allocation == "global":
-            keep = keep_total(layers, density, rate)
-            check_floors(lower, keep)
-            units = _keep_globally(scores, survivors, layers, lower, keep)
-        else:
-            counts = _counts(layers, lower, allocation, density, rate, rates)
-            units = _keep_counts(scores, survivors, layers, counts)
-        check_none_empty(_kept(units), layers, lower, str(criterion))
-        kept = {name: pattern.elements(unit, weights[name].shape) for name, unit in units.items()}
+        units = keep_units(Pieces.whole(scores, survivors), layers, amounts, str(criterion))
+        kept = {
+            name: pattern.elements(units[place], weight.shape) for place, (name, weight) in enumerate(weights.items())
+        }
         return Masks(kept if masks is None else {name: mask & masks[name] for name, mask in kept.items()})
 
 
@@ -106,75 +91,5 @@ def _checked_scores(scores: Scores, weights: Mapping[str, Tensor]) -> Scores:
 
 def _layers(weights: Mapping[str, Tensor], scores: Scores, survivors: Mapping[str, Tensor] | None) -> dict[str, Layer]:
     sizes = {name: tensor.numel() for name, tensor in scores.tensors.items()}
-    kept = sizes if survivors is None else _kept(survivors)
+    kept = sizes if survivors is None else {name: int(unit.count_nonzero()) for name, unit in survivors.items()}
     return {name: Layer(tuple(weights[name].shape), sizes[name], kept[name]) for name in weights}
-
-
-def _kept(units: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: int(unit.count_nonzero()) for name, unit in units.items()}
-
-
-def _counts(
-    layers: Mapping[str, Layer],
-    lower: Mapping[str, int | None],
-    allocation: Allocation,
-    density: float | None,
-    rate: float | None,
-    rates: Mapping[str, float] | None,
-) -> dict[str, int]:
-    """Returns how many units each layer keeps, for every allocation but `global`."""
-    if allocation == "layerwise":
-        wanted = layerwise_counts(layers, rate, rates)
-        total, shares = sum(wanted.values()), {name: Fraction(count) for name, count in wanted.items()}
-    else:
-        total = keep_total(layers, density, rate)
-        shares = erk_weights(layers) if allocation == "erk" else uniform_weights(layers)
-    check_floors(lower, total)
-    limits = {name: own or 0 for name, own in lower.items()}
-    return share_out(shares, limits, {name: layer.kept for name, layer in layers.items()}, total)
-
-
-def _keep_counts(
-    scores: Scores,
-    survivors: Mapping[str, Tensor] | None,
-    layers: Mapping[str, Layer],
-    counts: Mapping[str, int],
-) -> dict[str, Tensor]:
-    """Returns the units with the highest scores of each layer in `counts`."""
-    units: dict[str, Tensor] = {}
-    for name, count in counts.items():
-        units |= _drop_lowest([name], scores, survivors, layers[name].kept - count)
-    return units
-
-
-def _keep_globally(
-    scores: Scores,
-    survivors: Mapping[str, Tensor] | None,
-    layers: Mapping[str, Layer],
-    lower: Mapping[str, int | None],
-    keep: int,
-) -> dict[str, Tensor]:
-    """Returns the `keep` units with the highest scores, where layers below their floor keep just that.
-
-    A layer at its floor takes from the others, which may bring one of those below its own: at most one pass a
-    layer.
-    """
-    held: dict[str, int] = {}
-    while True:
-        free = [name for name in layers if name not in held]
-        drop = sum(layers[name].kept for name in free) - (keep - sum(held.values()))
-        units = _drop_lowest(free, scores, survivors, drop)
-        short = {name: lower[name] or 0 for name, kept in _kept(units).items() if kept < (lower[name] or 0)}
-        if not short:
-            break
-        held |= short
-    units |= _keep_counts(scores, survivors, layers, held)
-    return {name: units[name] for name in layers}
-
-
-def _drop_lowest(
-    names: list[str], scores: Scores, survivors: Mapping[str, Tensor] | None, drop: int
-) -> dict[str, Tensor]:
-    """Returns the named layers' survivors without the `drop` lowest scores among them."""
-    part = Scores({name: scores.tensors[name] for name in names}, scores.absolute)
-    return apply_threshold(part, survivors, find_threshold(part, survivors, drop))

@@ -162,7 +162,8 @@ def _search(
     else:
         yield from _train(round)
     for index in range(round.index + 1, pruning.rounds + 1):
-        masks = pruning(model, round.masks, index)
+        recorded = records.masks(index)
+        masks = pruning(model, round.masks, index) if recorded is None else recorded.to(device)
         model = densify(model)
         if rewind == "weights":
             load_dense_state(model, round.rewind_point)

@@ -159,7 +159,10 @@ class Records:
             self._kept.commit(plan_of(index), lambda: {_PLAN: json_part(plan.to_json())})
 
     def keep_masks(self, index: int, masks: Masks) -> None:
-        """Records masks of a round that were made elsewhere, such as from the shards of a dense round. Rank 0's."""
+        """Records masks of a round that were made elsewhere, such as from the shards of a dense round. Rank 0's.
+
+        They are found in the weights of the round before, which is finished first: finishing it removes older ones.
+        """
         if self._kept is not None:
             shapes = {name: list(mask.shape) for name, mask in masks.items()}
             about: dict[str, Any] = {"shapes": shapes, "digest": masks.digest}
@@ -215,6 +218,8 @@ class Records:
                 rewind.FILE: tensors_part(rewind_point),
             }
 
+        # What was found in an earlier training of this round does not fit this one's weights.
+        self._kept.remove(f"masks-{index + 1:02d}")
         self._kept.commit(weights_of(index), weights)
         self._finish(index, ticket.provenance["metrics"], trained, "round", ticket)
         self._finished = index + 1
