@@ -21,6 +21,7 @@ from torch import Tensor
 from sparseflow.data import Split
 from sparseflow.files.part import Part, array_part
 from sparseflow.files.readers import read_array
+from sparseflow.hardware.traffic import gradient_bytes
 from sparseflow.ranks import Ranks
 from sparseflow.training.agreement import Pulse
 from sparseflow.training.evaluation import Evaluation, evaluate
@@ -228,6 +229,7 @@ class DenseTraining:
             state_ratio=1.0,
             data_order=self.trainer.order.digest(0, self.trainer.steps),
             processes=self.ranks.world,
+            gradient_bytes=gradient_bytes(self.trainer.model),
             early_state={},
         )
 

@@ -265,3 +265,17 @@ def test_one_process_that_was_asked_for_needs_no_ranks(tmp_path: Path) -> None:
     with workers(tmp_path, "--out", "run", "--processes", 1, *short, before=forget_the_launcher, world=1) as launched:
         assert launched.statuses() == [0], launched.log(0)
     assert (tmp_path / "run" / "ticket.safetensors").exists()
+
+
+def test_the_report_says_what_was_sent(pair: Path, tmp_path: Path) -> None:
+    rounds = json.loads((pair / "result.json").read_text())["rounds"]
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    for found, density in zip(rounds, (1, 0.5, 0.25), strict=True):
+        sent = found["gradient_bytes"]
+        assert found["processes"] == 2 and sent["other"] == 4 * (300 + 100 + 10 + (weights if density == 1 else 0))
+        if density < 1:
+            assert sent["pruned_if_dense"] == 4 * weights and sent["pruned"] <= 1.1 * density * 4 * weights
+    assert (pair.parent / "rank-0.log").read_text().count("gradients sent / dense") == 1
+    assert run(tmp_path, "--out", "run", "--set", "backend=dense").statuses() == [0, 0]
+    last = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"][-1]["gradient_bytes"]
+    assert last["pruned"] == last["pruned_if_dense"]
