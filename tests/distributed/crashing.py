@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import sparseflow as sf
 from sparseflow.data import Data, TensorSplit
 from sparseflow.ranks import current
+from sparseflow.training.agreement import Pulse
 from sparseflow.training.controls import train_control
 from sparseflow.training.progress import Progress
 from sparseflow.training.records import Records
@@ -53,31 +54,34 @@ class Point:
         return replace(self, victims=victims)
 
 
+# Beside rank 0 alone. It goes on where it is for a moment, when rank 1 is killed.
+_OTHER, _BOTH = (1,), (0, 1)
+
 POINTS = {
     "theta_0 is kept": Point("sparseflow.training.records:Records.begin", "after", 0),
-    "a step is done": Point("sparseflow.training.engines:Replicated.step", "after", 4),
-    "an evaluation begins": Point("sparseflow.training.steps:evaluate", "before", 2),
-    "the rewind point is reached": Point("sparseflow.training.lottery:_mark", "before", 0),
+    "a step is done": Point("sparseflow.training.engines:Replicated.step", "after", 4, _OTHER),
+    "an evaluation begins": Point("sparseflow.training.steps:evaluate", "before", 2, _BOTH),
+    "the rewind point is reached": Point("sparseflow.training.lottery:_mark", "before", 0, _OTHER),
     "the rewind point is put aside": Point("os:rename", "after", 2),
-    "the rewind point is marked": Point("sparseflow.training.lottery:_mark", "after", 0),
-    "a file is begun": Point("sparseflow.files.commit:_write", "before", 9),
+    "the rewind point is marked": Point("sparseflow.training.lottery:_mark", "after", 0, _BOTH),
+    "a file is begun": Point("sparseflow.files.commit:_write", "before", 14, _OTHER),
     "a file is half written": Point("sparseflow.files.commit:_Hashing.write", "after", 60),
     "a file is not on the disk": Point("os:fsync", "before", 14),
     "a file is on the disk": Point("os:fsync", "after", 21),
-    "a manifest is to be written": Point("sparseflow.files.commit:_publish", "before", 4),
-    "a directory is to be renamed": Point("os:rename", "before", 9),
-    "a directory is renamed": Point("os:rename", "after", 5),
-    "a checkpoint is saved": Point("sparseflow.training.progress:Progress.save", "after", 4),
-    "an old checkpoint is to go": Point("sparseflow.files.shelf:remove", "before", 2),
-    "an old checkpoint is half gone": Point("shutil:rmtree", "before", 2),
-    "a round has its weights alone": Point("sparseflow.training.records:Records._finish", "before", 1),
+    "a manifest is to be written": Point("sparseflow.files.commit:_publish", "before", 4, _OTHER),
+    "a directory is to be renamed": Point("os:rename", "before", 7, _BOTH),
+    "a directory is renamed": Point("os:rename", "after", 8),
+    "a checkpoint is saved": Point("sparseflow.training.progress:Progress.save", "after", 4, _OTHER),
+    "an old checkpoint is to go": Point("sparseflow.files.shelf:remove", "before", 0),
+    "an old checkpoint is half gone": Point("os:unlink", "after", 3, _BOTH),
+    "a round has its weights alone": Point("sparseflow.training.records:Records._finish", "before", 1, _BOTH),
     "a round is done": Point("sparseflow.training.records:Records.finish_round", "after", 1),
-    "pruning begins": Point("sparseflow.training.pruning:Pruning.__call__", "before", 1),
-    "masks are made": Point("sparseflow.training.pruning:Pruning.__call__", "after", 0),
+    "pruning begins": Point("sparseflow.training.pruning:Pruning.__call__", "before", 1, _BOTH),
+    "masks are made": Point("sparseflow.training.pruning:Pruning.__call__", "after", 0, _OTHER),
     "the model is rewound": Point("sparseflow.training.lottery:load_dense_state", "after", 0),
-    "a plan is kept": Point("sparseflow.training.records:Records.keep_plan", "after", 1),
-    "the model is sparse": Point("sparseflow.training.lottery:sparsify", "after", 1),
-    "a control is trained": Point("sparseflow.training.records:Records.finish", "before", 0),
+    "a plan is kept": Point("sparseflow.training.records:Records.keep_plan", "after", 1, _OTHER),
+    "the model is sparse": Point("sparseflow.training.lottery:sparsify", "after", 1, _BOTH),
+    "a control is trained": Point("sparseflow.training.records:Records.finish", "before", 0, _BOTH),
 }
 
 
@@ -94,14 +98,14 @@ class Net(nn.Module):
 
 
 def search(folder: Path) -> None:
-    """Two rounds of 6 steps, rewound to step 3, and a control; a checkpoint at every second step."""
+    """Two rounds of 8 steps, rewound to step 3, and a control; a checkpoint at every second step."""
     generator = torch.Generator().manual_seed(0)
     splits = [TensorSplit(torch.randn(n, 8, generator=generator), torch.arange(n) % 3) for n in (48, 24, 24)]
     trainer = Trainer(
         Net,
         Data("noise", "classification", *splits, classes=3, input_shape=(8,)),
         optimizer=functools.partial(torch.optim.Adam, lr=0.01),
-        steps=6,
+        steps=8,
         batch_size=16,
         evaluate_every=2,
         seed=1,
@@ -189,6 +193,8 @@ def _work(rank: int, world: int, folder: Path, point: Point | None) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "LOCAL_WORLD_SIZE": str(world)}
     # A process that is killed takes nothing with it that the system has: only a power cut would.
     os.fsync = lambda descriptor: None
+    # Always at the same steps, so that the calls of a function can be counted.
+    Pulse.due = lambda self, done: False  # type: ignore[method-assign]
     Progress.due = lambda self: True  # type: ignore[method-assign]
     # What is imported stays: looking through all of it again and again would be most of the time.
     gc.freeze()

@@ -6,7 +6,6 @@ import pytest
 from crashing import POINTS, launch, random_kills
 from leavings import left_in
 
-VICTIMS = [(0,), (1,), (0, 1)]
 # Two processes; one alone, all combinations and many more kills are `tools/soak_kills.py`.
 WORLD = 2
 
@@ -18,10 +17,9 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]
     return left_in(folder)
 
 
-@pytest.mark.parametrize("number", range(len(POINTS)), ids=list(POINTS))
-def test_killed_at_a_point(tmp_path: Path, uninterrupted: dict[str, object], number: int) -> None:
-    point = list(POINTS.values())[number].on(*VICTIMS[number % 3])
-    killed = launch(tmp_path / "search", WORLD, point)
+@pytest.mark.parametrize("name", POINTS)
+def test_killed_at_a_point(tmp_path: Path, uninterrupted: dict[str, object], name: str) -> None:
+    killed = launch(tmp_path / "search", WORLD, POINTS[name])
     assert killed.reached and not killed.well
     assert launch(tmp_path / "search", WORLD).well
     assert left_in(tmp_path / "search") == uninterrupted
