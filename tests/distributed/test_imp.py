@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -279,3 +280,19 @@ def test_the_report_says_what_was_sent(pair: Path, tmp_path: Path) -> None:
     assert run(tmp_path, "--out", "run", "--set", "backend=dense").statuses() == [0, 0]
     last = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"][-1]["gradient_bytes"]
     assert last["pruned"] == last["pruned_if_dense"]
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with workers(tmp_path, "--out", "run", "--timeout", 5, before=partial(meet_at, port)) as launched:
+            assert launched.statuses() == [2, 2]
+    (line,) = launched.errors(0)
+    assert f"cannot meet the other processes at 127.0.0.1:{port}" in line and "is the port taken?" in line
+
+
+def meet_at(port: int) -> None:
+    """Has the ranks meet at a port that somebody chose for them."""
+    os.environ["MASTER_PORT"] = str(port)
