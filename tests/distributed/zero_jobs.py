@@ -26,7 +26,7 @@ from sparseflow_launchers import dense, dense_training
 from sparseflow_launchers.dense_training import DenseTraining
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
 from sparseflow_launchers.zero_config import settle
-from sparseflow_launchers.zero_engine import InFloat32, make_zero_engine, set_rate
+from sparseflow_launchers.zero_engine import InFloat32, load_cpu_library, make_zero_engine, set_rate
 from sparseflow_launchers.zero_files import ZeroFiles
 from sparseflow_launchers.zero_masks import hold_masks
 from sparseflow_launchers.zero_slices import live_slices
@@ -38,12 +38,13 @@ MODEL = "model.options={context: 8, layers: 2, heads: 3, width: 9}"
 
 
 def warm_up() -> None:
-    """Imports what is imported late, in the process that is forked."""
+    """Imports what is imported late, in the process that is forked, and compiles what is compiled once."""
     # Every engine asks whether its optimizer is this one, whose module imports torch's compiler.
     import deepspeed.runtime.zero.muon.muon_optimizer
     import torch.utils.cpp_extension
 
     assert deepspeed
+    load_cpu_library()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 
