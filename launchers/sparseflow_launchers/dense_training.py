@@ -27,8 +27,8 @@ from sparseflow.training.agreement import Pulse
 from sparseflow.training.evaluation import Evaluation, evaluate
 from sparseflow.training.seeds import derive
 from sparseflow.training.trainer import Stopped, Trained, Trainer
+from sparseflow.zero_config import Cut
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
-from sparseflow_launchers.zero_config import Cut
 from sparseflow_launchers.zero_engine import InFloat32, set_rate
 from sparseflow_launchers.zero_slices import Engine
 
