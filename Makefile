@@ -40,6 +40,7 @@ bench: $(VENV)/.ready-bench
 
 soak: $(VENV)/.ready-all
 	$(BIN)/python tools/soak.py
+	PYTHONPATH=tests:tests/distributed $(BIN)/python tools/soak_kills.py
 
 clean:
 	rm -rf $(VENV) build dist

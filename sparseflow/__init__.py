@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sparseflow.hardware.plan import plan as plan
     from sparseflow.hardware.plan import remask as remask
     from sparseflow.hardware.plan import sparsify as sparsify
+    from sparseflow.hardware.traffic import charge as charge
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
@@ -44,6 +45,7 @@ _HOMES = {
     "sparseflow.hardware.layers": ("SparseConv2d", "SparseLinear"),
     "sparseflow.hardware.model": ("param_groups",),
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
+    "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("Masks", "Unstructured"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),

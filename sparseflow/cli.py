@@ -56,6 +56,7 @@ def plan(
     density: Annotated[float, typer.Option(help="The fraction of weights to keep.")] = 0.1,
     settings: Set = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Time anew what was timed on this machine before.")] = False,
+    world: Annotated[int, typer.Option(min=1, help="Also model traffic and memory on so many ranks.")] = 1,
     as_json: AsJson = False,
 ) -> None:
     """Time every backend on a recipe's layers at a density, on this machine, and say which would run them and why."""
@@ -66,7 +67,12 @@ def plan(
     with _own_output():
         _make_local(chosen.data, data)
         made = replay.plan_recipe(chosen, density, fresh)
-    typer.echo(json.dumps(made.to_json(), indent=2) if as_json else str(made))
+        charged = replay.charge_recipe(chosen, made, world) if world > 1 else None
+    if as_json:
+        more = {} if charged is None else {"charge": charged.to_json()}
+        typer.echo(json.dumps({**made.to_json(), **more}, indent=2))
+    else:
+        typer.echo(str(made) if charged is None else f"{made}\n{charged}")
 
 
 @app.command()

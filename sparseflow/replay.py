@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.hardware.plan import Plan, plan
+from sparseflow.hardware.traffic import Charge, charge
 from sparseflow.recipes import Recipe, make_trainer
 from sparseflow.training.pruning import prune
 
@@ -56,3 +57,8 @@ def plan_recipe(recipe: Recipe, density: float, fresh: bool = False) -> Plan:
     allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
     masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
     return plan(trainer.model, masks, trainer.sample(), recipe.backend, fresh)
+
+
+def charge_recipe(recipe: Recipe, made: Plan, world: int) -> Charge:
+    """What training a recipe's model by a plan costs each of `world` ranks."""
+    return charge(make_trainer(recipe, recipe.seeds[0]).model, made, world)

@@ -100,17 +100,26 @@ def dtype(config: Mapping[str, Any]) -> str:
     return "bf16" if config.get("bf16", {}).get("enabled") else "fp32"
 
 
+def describe(config: Mapping[str, Any]) -> str:
+    """Stage and dtype in words."""
+    return f"ZeRO-{stage(config)}, {dtype(config)}"
+
+
 def _check_supported(config: Mapping[str, Any]) -> None:
+    for key in ("zero_optimization", "bf16"):
+        if not isinstance(config.get(key, {}), dict):
+            raise ValueError(f"DeepSpeed {key}: expected a JSON object, got {config[key]!r}")
     zero = config.get("zero_optimization", {})
     for place, refused, where in ((config, _REFUSED, ""), (zero, _REFUSED_ZERO, "zero_optimization.")):
         for key, reason in refused.items():
             value = place.get(key)
             if isinstance(value, dict) and value.get("enabled") is False:
                 continue
-            if value not in _NO:
+            # True is equal to 1, which is no.
+            if value is True or value not in _NO:
                 raise ValueError(f"DeepSpeed {where}{key}: not with a recipe: {reason}")
-    if stage(config) not in (0, 1, 2, 3):
-        raise ValueError(f"DeepSpeed zero_optimization.stage: expected 0 to 3, got {stage(config)}")
+    if zero.get("stage", 0) not in (0, 1, 2, 3):
+        raise ValueError(f"DeepSpeed zero_optimization.stage: expected 0 to 3, got {zero['stage']!r}")
     offloaded = [key for key in ("offload_optimizer", "offload_param") if zero.get(key, {}).get("device") == "nvme"]
     if offloaded:
         raise ValueError(f'DeepSpeed zero_optimization.{offloaded[0]}: expected device "cpu" or "none", got "nvme"')

@@ -17,11 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparseflow.bench import Figure, clock, networks, run_bench
+from sparseflow.bench import Figure, clock, networks, pruning, run_bench
 from sparseflow.bench import run as bench_run
 from sparseflow.bench.memory import bytes_kept, memory_over_dense
 from sparseflow.bench.networks import Case
 from sparseflow.bench.peers import MISSING, CsrLinear, csr_step, disagreement
+from sparseflow.bench.pruning import Kind
 from sparseflow.bench.search import Round, searches, totals
 from sparseflow.bench.step import Step, dense_steps, masked_model, sparse_step
 from sparseflow.bench.versus_dense import Promise, break_even, speedups, with_break_even
@@ -301,3 +302,21 @@ def test_the_sides_are_the_same_network(micro: Case) -> None:
     ours, dense = sparse_step(micro, 1.0, BACKEND), dense_steps(micro)["dense"]
     assert isinstance(ours, Step)
     assert_close(ours.model(micro.x), dense.model(micro.x))
+
+
+@pytest.mark.parametrize("kind", ["tensors", "slices"])
+def test_pruning_is_timed_against_torch_and_its_masks_compared(kind: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pruning, "_REPEATS", 2)
+    monkeypatch.setattr(pruning, "_LAYER", (200, 100))
+    peaks = iter(["1.5", "2.5"])
+    monkeypatch.setattr(pruning, "fresh_process", lambda *_: next(peaks))
+    speed, memory = pruning.prune_globally(kind, 60_000, faster=0.0, peak=3)
+    assert speed.check == "ok" and speed.verdict == "met" and len(speed.samples) == 2
+    assert memory.samples == (1.5, 2.5) and memory.verdict == "met"
+    monkeypatch.setitem(pruning.PRUNERS, kind, lambda weights: pruning.prune_tensors(weights, density=0.3))
+    (wrong,) = pruning.prune_globally(kind, 60_000, faster=0.0, peak=3)
+    assert wrong.verdict == "wrong result"
+
+
+def test_peak_memory_of_pruning_is_about_its_masks() -> None:
+    assert 0.8 < float(clock.fresh_process(pruning._PEAK, "slices", "20000000")) < 3

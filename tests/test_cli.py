@@ -14,6 +14,8 @@ import sparseflow as sf
 from sparseflow import cli
 from sparseflow.hardware import backends
 from sparseflow.models import lenet_300_100
+from sparseflow.recipes import load_recipe
+from sparseflow.replay import read_plans
 
 TINY = ["--set", "training.steps=4", "--set", "pruning.rounds=1", "--set", "controls.rounds=[]", "--set", "workers=1"]
 
@@ -102,6 +104,21 @@ def test_a_plan_that_is_none_is_refused(
         path.write_text(content)
     assert message in sparseflow(*run_of(tmp_path / "run"), "--plan", path).error
     assert not (tmp_path / "run").exists()
+
+
+def test_plan_charges_traffic_and_memory_where_several_ranks_are_asked_for(
+    tmp_path: Path, sparseflow: CommandLine
+) -> None:
+    backend = ["backend=dense-compact"]
+    assert "modelled: gradients" not in sparseflow("plan", "digits", "--set", *backend).out
+    text = sparseflow("plan", "digits", "--set", *backend, "--world", "8").out
+    assert "on 8 ranks, modelled: gradients of the pruned layers" in text and "FSDP2" in text
+    said = sparseflow("plan", "digits", "--set", *backend, "--world", "8", "--json")
+    charged = json.loads(said.out)["charge"]
+    assert charged["world"] == 8 and charged["ratio"] == pytest.approx(0.1, rel=0.01)
+    # What more is in it does not keep it from being replayed.
+    (tmp_path / "plan.json").write_text(said.out)
+    assert 1 in read_plans(tmp_path / "plan.json", load_recipe("digits", backend))[1]
 
 
 def test_plan_lists_every_candidate_and_can_be_replayed(tmp_path: Path, sparseflow: CommandLine) -> None:

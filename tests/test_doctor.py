@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 from pathlib import Path
 
@@ -49,6 +50,31 @@ def test_a_dense_round_under_deepspeed(sparseflow: CommandLine, tmp_path: Path) 
     found = {row["name"]: row["text"] for row in json.loads(fine.out)}
     assert "ZeRO-3, fp32; batch 60 = 2 processes × 1 × a micro-batch of 30" in found["config"]
     assert sparseflow(*arguments, "--processes", 7).status == 2
+
+
+def test_deepspeed_must_be_there_for_a_dense_round(
+    sparseflow: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, version = tmp_path / "ds.json", importlib.metadata.version
+    config.write_text("{}")
+
+    def without(name: str) -> str:
+        if name == "deepspeed":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr("importlib.metadata.version", without)
+    assert sparseflow("doctor").status == 0
+    said = sparseflow("doctor", "--deepspeed", config)
+    assert said.status == 2 and "expected deepspeed>=0.19, found none" in said.out
+
+
+def test_nobody_mistypes_the_folder_that_nobody_typed(
+    sparseflow: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = {row["name"]: row for row in json.loads(sparseflow("doctor", "digits", "--json").out)}
+    assert found["folder"] == {"name": "folder", "status": "ok", "text": "runs/digits will be made"}
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,9 @@ class Code:
         """Element of an int64 array."""
         return Int(self, self.builder.load(self._at(array, index, _i64), align=8, typ=_i64))
 
+    def store_int(self, value: Int, array: Int, index: Index) -> None:
+        self.builder.store(value.value, self._at(array, index, _i64), align=8)
+
     def load_int32(self, array: Int, index: Index) -> Int:
         number = self.builder.load(self._at(array, index, _i32), align=4, typ=_i32)
         return Int(self, self.builder.sext(number, _i64))

@@ -9,24 +9,17 @@ in the same folder: `torchrun … -m sparseflow_launchers.imp RECIPE --out DIR -
 from __future__ import annotations
 
 import json
-import os
-import time
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 import typer
 
-from sparseflow import data, runs
-from sparseflow.display import make_display
-from sparseflow.recipes import Recipe, load_recipe
+from sparseflow.recipes import load_recipe
 from sparseflow.runs import Run
-from sparseflow.training.trainer import Listener, Stopped
-from sparseflow.workers import STOPPED, StopFlag, tuned
+from sparseflow.zero_config import describe, read_config, settle
 from sparseflow_launchers.dense_round import DenseRound, check_pruning
-from sparseflow_launchers.launched import Launch, check_same_input, check_shared, launched
-from sparseflow_launchers.zero_config import describe, read_config, settle
+from sparseflow_launchers.launched import check_same_input, launched
+from sparseflow_launchers.work import Work
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,71 +44,15 @@ def dense(
         check_same_input(ranks, chosen, f"deepspeed {json.dumps(config, sort_keys=True)}")
         ranks.each(lambda: check_pruning(chosen.pruning))
         settled, cut = ranks.each(lambda: settle(config, chosen.training, ranks.world))
-        _Dense(launch, chosen, out or Path("runs") / chosen.name).run(DenseRound(settled, cut, save_every), resume)
-
-
-class _Dense:
-    def __init__(self, launch: Launch, recipe: Recipe, folder: Path) -> None:
-        self.launch, self.ranks, self.found = launch, launch.ranks, Run(folder, recipe)
-        self.started = time.monotonic()
-
-    def run(self, rounds: DenseRound, resume: bool) -> None:
-        ranks, found, recipe = self.ranks, self.found, self.found.recipe
-        ranks.first(lambda: _open(found, resume))
-        ranks.first(lambda: _fetch(recipe))
-        ranks.each(lambda: runs.check(recipe))
-        self.started -= ranks.first(lambda: runs.begin(found))
-        check_shared(ranks, found.folder)
-        flag = StopFlag()
-        self.launch.note = self._note_stop
-        with ExitStack() as stack:
-            listener = self._listener(stack)
-            stack.enter_context(flag.installed())
-            stack.enter_context(tuned(recipe.threads or _threads()))
-            try:
-                for seed in recipe.seeds:
-                    rounds.train(found, seed, listener, flag)
-            except Stopped as stopped:
-                step = stopped.step
-                ranks.first(lambda: self._note_stop(STOPPED, "signal", step))
-                raise
-        ranks.first(lambda: print(_next(found, describe(rounds.config)), flush=True))
-
-    def _listener(self, stack: ExitStack) -> Listener:
-        watch, recipe = self.launch.watch, self.found.recipe
-
-        def phase(event: dict[str, Any]) -> None:
-            watch.phase = f"seed {event['seed']}, dense round, step {event.get('step', 0)}"
-
-        if not self.ranks.main:
-            return phase
-        metrics = stack.enter_context((self.found.folder / "metrics.jsonl").open("a"))
-        display = stack.enter_context(make_display(recipe.seeds, 1, recipe.training.steps))
-
-        def listen(event: dict[str, Any]) -> None:
-            phase(event)
-            metrics.write(json.dumps(event) + "\n")
-            metrics.flush()
-            display.show(event)
-
-        return listen
-
-    def _note_stop(self, status: int, reason: str, step: int | None) -> None:
-        runs.note_stop(self.found, status, reason, step, time.monotonic() - self.started)
-
-
-def _open(found: Run, resume: bool) -> None:
-    runs.open_run(found.folder, found.recipe, resume)
-
-
-def _fetch(recipe: Recipe) -> None:
-    if "path" not in recipe.data.options and data.available().get(recipe.data.name, "").startswith("not here"):
-        data.fetch(recipe.data.name)
-
-
-def _threads() -> int:
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return 1 if torch.cuda.is_available() else max(1, (os.cpu_count() or 1) // here)
+        found = Run(out or Path("runs") / chosen.name, chosen)
+        work = Work(launch, found)
+        work.begin(resume)
+        rounds = DenseRound(settled, cut, save_every)
+        with work.training(networks=1) as (listener, flag):
+            for seed in chosen.seeds:
+                launch.watch.phase = f"seed {seed}"
+                rounds.train(found, seed, listener, flag)
+        ranks.first(lambda: print(_next(found, describe(settled)), flush=True))
 
 
 def _next(found: Run, how: str) -> str:

@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,8 +51,7 @@ def launched(timeout: float, processes: int | None) -> Iterator[Launch]:
     launch = None
     try:
         if "RANK" not in os.environ:
-            check_world(asked_processes(processes), 1)
-            raise ValueError(_NO_LAUNCHER)
+            _be_the_only_one(asked_processes(processes))
         launch = _join(timeout)
         check_world(asked_processes(processes), launch.ranks.world)
         yield launch
@@ -110,6 +110,14 @@ def check_shared(ranks: Ranks, folder: Path) -> None:
         )
 
 
+def _be_the_only_one(asked: tuple[int, str] | None) -> None:
+    check_world(asked, 1)
+    if asked is None:
+        raise ValueError(_NO_LAUNCHER)
+    # `accelerate launch` tells a process that it starts alone nothing of ranks. Port 0: any that is free.
+    os.environ.update(RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+
+
 def _join(timeout: float) -> Launch:
     store, rank, world = _meet(timeout)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -133,16 +141,28 @@ def _give_up(launch: Launch, reason: str) -> None:
 
 
 def _meet(timeout: float) -> tuple[Store, int, int]:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    # Its own timeout does not count while whoever listens there is none of us, and says nothing.
+    guard = threading.Timer(timeout + 3, _nobody_there, (where, timeout))
+    guard.daemon = True
+    guard.start()
     try:
         return meet(timeout)
     except dist.DistNetworkError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(
             f"cannot meet the other processes at {where} (MASTER_ADDR:MASTER_PORT): {error}; is the port taken? Choose "
             "another"
         ) from None
     except dist.DistStoreError as error:
         raise ValueError(f"not all processes came within {timeout:.0f} s: {error}; look at the other nodes") from None
+    finally:
+        guard.cancel()
+
+
+def _nobody_there(where: str, timeout: float) -> None:
+    rank = os.environ["RANK"]
+    complain(f"rank {rank} met nobody at {where} (MASTER_ADDR:MASTER_PORT) within {timeout:.0f} s; is the port taken?")
+    os._exit(2)
 
 
 def _end_if_lost(launch: Launch | None) -> None:

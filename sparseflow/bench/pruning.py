@@ -57,8 +57,12 @@ PRUNERS: dict[Kind, Callable[[Mapping[str, Tensor]], Masks]] = {"tensors": prune
 
 
 def measure_peak(kind: Kind, count: int) -> float:
-    """Peak resident bytes a weight above the weights, of this process, which should be fresh. Reads /proc: Linux only."""
-    PRUNERS[kind]({"warm": torch.randn(1000)})
+    """Peak resident bytes a weight above the weights, of this process, a fresh one. Reads /proc: Linux only.
+
+    What pruning loads once a process is not counted.
+    """
+    # Loads the compiler of the kernel that counts: once a process, whatever the number of weights.
+    PRUNERS[kind]({"warm": torch.randn(_LAYER)})
     weights = _weights(count)
     # Sets the peak back to what is resident now.
     with open("/proc/self/clear_refs", "w") as peak:

@@ -12,6 +12,7 @@ from typing import Any
 from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
+from sparseflow.bench.launches import launches
 from sparseflow.bench.machine import describe_machine, load_average
 from sparseflow.bench.memory import memory
 from sparseflow.bench.search import search
@@ -32,6 +33,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "conv": ("Convolutions, whole step of one layer, all layout copies counted", lambda: convs(_BACKEND)),
     "models": ("Whole models on what the plan chooses", whole_models),
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
+    "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
     "distributed": ("Masks of a large model from its slices", distributed),
 }

@@ -82,7 +82,7 @@ def _processes(config: ClusterConfig, processes: int | None) -> Finding | None:
     if number < 1:
         return wrong(_NAME, "num_processes: expected how many processes all machines start together, got none")
     if processes is not None and processes != number:
-        return wrong(_NAME, f"num_processes: {number}, and --processes says {processes}; change one of them")
+        return wrong(_NAME, f"num_processes: expected {processes}, as --processes or this launch says, got {number}")
     if number > 1 and (config.use_cpu or kind in (DistributedType.NO, DistributedType.MULTI_CPU)):
         return wrong(
             _NAME,

@@ -7,7 +7,7 @@ from pathlib import Path
 from sparseflow.doctor.finding import Finding, ok, warning, wrong
 from sparseflow.doctor.versions import check_compiler
 from sparseflow.recipes import Recipe
-from sparseflow.zero_config import dtype, read_config, settle, stage
+from sparseflow.zero_config import describe, read_config, settle
 
 
 def check_deepspeed(path: Path, recipe: Recipe | None, world: int) -> list[Finding]:
@@ -28,6 +28,6 @@ def _settled(path: Path, config: dict[str, object], recipe: Recipe, world: int) 
     _, cut = settle(config, recipe.training, world)
     return ok(
         "config",
-        f"{path}: ZeRO-{stage(config)}, {dtype(config)}; batch {recipe.training.batch_size} = {cut.world} processes × "
+        f"{path}: {describe(config)}; batch {recipe.training.batch_size} = {cut.world} processes × "
         f"{cut.accumulate} × a micro-batch of {cut.micro}",
     )

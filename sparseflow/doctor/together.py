@@ -79,7 +79,8 @@ def check_gpus(ranks: Ranks, seen: int, here: int) -> Finding:
         if gpus and processes > gpus:
             return wrong("gpus", f"{host} (rank {rank}) has {gpus} GPUs for {processes} processes; start {gpus} there")
     hosts = len({host for host, _, _ in everybody})
-    return ok("gpus", f"{ranks.world} ranks on {hosts} machines, {'a GPU each' if seen else 'on the CPU'}")
+    machines = "1 machine" if hosts == 1 else f"{hosts} machines"
+    return ok("gpus", f"{ranks.world} ranks on {machines}, {'a GPU each' if seen else 'on the CPU'}")
 
 
 def versions() -> dict[str, str | None]:

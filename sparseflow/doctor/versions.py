@@ -56,7 +56,10 @@ def check_torch(version: str | None) -> Finding | None:
     """A torch whose checkpoint reader can be made to run code, whatever the range asked for says."""
     if version is None or Version(version) >= Version("2.10"):
         return None
-    return wrong("torch", f"expected torch>=2.10, found {version}: its torch.load has CVE-2026-24747; upgrade torch")
+    return wrong(
+        "torch",
+        f"expected torch>=2.10, found {version}: reading a checkpoint can run code (CVE-2026-24747); upgrade torch",
+    )
 
 
 def check_timm(is_there: Callable[[str], bool] | None = None) -> Finding | None:

@@ -7,8 +7,9 @@ integers, so the result does not depend on threads, processes or the order of su
 global index first, as by a stable sort.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from sparseflow.masks.pieces import Piece, Pieces
 # Bits of a digit: few passes for one group, small histograms for many.
 _WIDE = 16
 _NARROW = 8
+# Scores of a piece from which on the kernel counts them.
+_NATIVE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -46,22 +49,22 @@ def find_thresholds(pieces: Pieces, groups: Sequence[Group]) -> list[Threshold]:
     """
     keys = Keys(pieces.dtype, pieces.absolute)
     bits = _WIDE if len(groups) == 1 else _NARROW
-    shift = keys.bits - bits
-    counts = pieces.ranks.sum(_top_digits(pieces, groups, keys, bits))
+    digit = _Digit(keys, keys.bits - bits, bits)
+    counts = pieces.ranks.sum(_histograms(pieces, groups, digit, [0] * len(groups)))
     _check_finite(pieces, groups, keys, counts, bits)
     nothing = Threshold(keys.lowest, ties=0, ties_dropped=0)
     if not any(group.drop for group in groups):
         return [nothing] * len(groups)
     found = [_locate(row, group.drop) for row, group in zip(counts, groups, strict=True)]
-    prefixes = [digit - keys.top_offset(bits) for digit, _ in found]
-    while shift:
-        shift -= bits
-        counts = pieces.ranks.sum(_next_digits(pieces, groups, keys, bits, shift, prefixes))
+    prefixes = [value - keys.top_offset(bits) for value, _ in found]
+    while digit.shift:
+        digit = replace(digit, shift=digit.shift - bits)
+        counts = pieces.ranks.sum(_histograms(pieces, groups, digit, prefixes))
         found = [_locate(row, rank) for row, (_, rank) in zip(counts, found, strict=True)]
-        prefixes = [(prefix << bits) | digit for prefix, (digit, _) in zip(prefixes, found, strict=True)]
+        prefixes = [(prefix << bits) | value for prefix, (value, _) in zip(prefixes, found, strict=True)]
     return [
-        Threshold(prefix, ties=int(row[digit]), ties_dropped=rank) if group.drop else nothing
-        for group, row, prefix, (digit, rank) in zip(groups, counts, prefixes, found, strict=True)
+        Threshold(prefix, ties=int(row[value]), ties_dropped=rank) if group.drop else nothing
+        for group, row, prefix, (value, rank) in zip(groups, counts, prefixes, found, strict=True)
     ]
 
 
@@ -77,51 +80,74 @@ def apply_thresholds(pieces: Pieces, groups: Sequence[Group], thresholds: Sequen
     return masks
 
 
-def _top_digits(pieces: Pieces, groups: Sequence[Group], keys: Keys, bits: int) -> Tensor:
-    """Returns how many survivors here have each top digit, one row a group."""
-    shift, offset, bins = keys.bits - bits, keys.top_offset(bits), keys.top_digits(bits)
+@dataclass(frozen=True)
+class _Digit:
+    """The digit of each key that is counted: `bits` from `shift` on, where all above them equals the prefix."""
 
-    def count(_: int, chunk: Tensor, alive: Tensor | None) -> Tensor:
-        # Bin 0 takes the pruned entries, which costs less than gathering the others.
-        digits = (chunk >> shift).to(torch.int32).add_(offset + 1)
-        if alive is not None:
-            digits.mul_(alive)
-        return torch.bincount(digits, minlength=bins + 1)[1:]
+    keys: Keys
+    shift: int
+    bits: int
 
-    return _histograms(pieces, groups, keys, bins, count)
+    @property
+    def bins(self) -> int:
+        """How many values it can have."""
+        return self.keys.top_digits(self.bits) if self.is_top else 1 << self.bits
 
-
-def _next_digits(
-    pieces: Pieces, groups: Sequence[Group], keys: Keys, bits: int, shift: int, prefixes: Sequence[int]
-) -> Tensor:
-    """Returns how many survivors here have each digit at `shift` below their group's prefix, one row a group."""
-    bins = 1 << bits
-
-    def count(row: int, chunk: Tensor, alive: Tensor | None) -> Tensor:
-        chosen = (chunk >> (shift + bits)) == prefixes[row]
-        if alive is not None:
-            chosen.logical_and_(alive)
-        return torch.bincount((chunk[chosen] >> shift) & (bins - 1), minlength=bins)
-
-    return _histograms(pieces, groups, keys, bins, count)
+    @property
+    def is_top(self) -> bool:
+        """Whether nothing is above it."""
+        return self.shift + self.bits == self.keys.bits
 
 
-def _histograms(
-    pieces: Pieces,
-    groups: Sequence[Group],
-    keys: Keys,
-    bins: int,
-    count: Callable[[int, Tensor, Tensor | None], Tensor],
-) -> Tensor:
-    """Returns the sum over the pieces here of `count`'s histograms of their chunks, one row a group."""
-    total = torch.zeros(len(groups), bins, dtype=torch.int64)
-    for row, group in enumerate(groups):
+def _histograms(pieces: Pieces, groups: Sequence[Group], digit: _Digit, prefixes: Sequence[int]) -> Tensor:
+    """Returns how many survivors here have each value of the digit, one row a group."""
+    total = torch.zeros(len(groups), digit.bins, dtype=torch.int64)
+    for group, prefix, row in zip(groups, prefixes, total, strict=True):
         for piece in pieces.of(group.layers):
-            counts = torch.zeros(bins, dtype=torch.int64, device=piece.scores.device)
-            for _, chunk, alive in keys.chunks(piece.scores, piece.survivors):
-                counts += count(row, chunk, alive)
-            total[row] += counts.cpu()
+            if _countable(piece, digit):
+                _count_natively_(row, piece, digit, prefix)
+                continue
+            counts = torch.zeros(digit.bins, dtype=torch.int64, device=piece.scores.device)
+            for _, chunk, alive in digit.keys.chunks(piece.scores, piece.survivors):
+                counts += _top_digits(chunk, alive, digit) if digit.is_top else _digits(chunk, alive, digit, prefix)
+            row += counts.cpu()
     return total
+
+
+def _top_digits(chunk: Tensor, alive: Tensor | None, digit: _Digit) -> Tensor:
+    # Bin 0 takes the pruned entries, which costs less than gathering the others.
+    bins = (chunk >> digit.shift).to(torch.int32).add_(digit.keys.top_offset(digit.bits) + 1)
+    if alive is not None:
+        bins.mul_(alive)
+    return torch.bincount(bins, minlength=digit.bins + 1)[1:]
+
+
+def _digits(chunk: Tensor, alive: Tensor | None, digit: _Digit, prefix: int) -> Tensor:
+    chosen = (chunk >> (digit.shift + digit.bits)) == prefix
+    if alive is not None:
+        chosen.logical_and_(alive)
+    return torch.bincount((chunk[chosen] >> digit.shift) & (digit.bins - 1), minlength=digit.bins)
+
+
+def _countable(piece: Piece, digit: _Digit) -> bool:
+    """Whether the kernel counts it: float32 magnitudes on the CPU, and enough of them to be worth compiling it."""
+    scores = piece.scores
+    return (
+        digit.keys.absolute
+        and digit.keys.dtype == scores.dtype == torch.float32
+        and scores.is_cpu
+        and scores.numel() >= _NATIVE
+        and scores.is_contiguous()
+        and find_spec("llvmlite") is not None
+    )
+
+
+def _count_natively_(counts: Tensor, piece: Piece, digit: _Digit, prefix: int) -> None:
+    # llvmlite is loaded for the first large layer, not with the package.
+    from sparseflow_kernels.cpu_digits import count_digits
+
+    alive = None if piece.survivors is None else piece.survivors.contiguous()
+    count_digits(piece.scores, alive, counts, digit.shift, digit.bits, prefix)
 
 
 def _locate(histogram: Tensor, rank: int) -> tuple[int, int]:

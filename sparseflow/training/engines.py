@@ -101,6 +101,8 @@ class Replicated:
         # The accelerator lets go of the model, which takes its own forward back.
         self._accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
         self._accelerator.free_memory()
+        # With this mark, which it leaves, its next `prepare` of the model would do nothing, autocast included.
+        self._model.__dict__.pop("_is_accelerate_prepared", None)
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:

@@ -38,7 +38,11 @@ threads: 1
 # Longer than any test waits.
 ENDLESS = ["--set", "training.steps=1000000"]
 
-_PRELOADED = ["sparseflow_launchers.imp", "accelerate", "sklearn.datasets", "torch.distributed.fsdp", "torch._dynamo"]
+# accelerate imports DeepSpeed where it is installed.
+_PRELOADED = [
+    *("sparseflow_launchers.imp", "accelerate", "sklearn.datasets", "torch.distributed.fsdp", "torch._dynamo"),
+    "deepspeed",
+]
 
 
 class Workers:
@@ -93,7 +97,7 @@ def workers(
         for rank in range(world):
             own = (each or {}).get(rank, ())
             argv = [module, "recipe.yaml", *map(str, arguments), *map(str, own)]
-            process = _context().Process(target=_work, args=(module, argv, folder, _places(rank, world, port), before))
+            process = context().Process(target=_work, args=(module, argv, folder, _places(rank, world, port), before))
             process.start()
             processes.append(process)
         yield Workers(processes, folder)
@@ -139,7 +143,8 @@ def free_port() -> int:
         return port
 
 
-def _context() -> Any:
+def context() -> Any:
+    """Of processes that are forked from one that has imported everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,23 @@ def bits(out: Path) -> list[object]:
 def test_two_processes_train_what_one_accumulates(tmp_path: Path, pair: Path) -> None:
     assert run(tmp_path, "--out", "run", "--set", "training.accumulate=2", world=1).statuses() == [0]
     assert bits(tmp_path / "run") == bits(pair)
+
+
+def test_and_so_they_do_in_bfloat16(tmp_path: Path, pair: Path) -> None:
+    found = []
+    for world in (1, 2):
+        arguments = ["--out", "run", "--set", f"training.accumulate={2 // world}"]
+        with workers(tmp_path / str(world), *arguments, world=world, before=in_bfloat16) as launched:
+            assert launched.statuses() == [0] * world
+        found.append(bits(tmp_path / str(world) / "run"))
+    assert found[0] == found[1] != bits(pair)
+    # Every round, that is: an engine may forget what it was told after the first.
+    assert all(a != b for a, b in zip(found[0][1:], bits(pair)[1:]))
+
+
+def in_bfloat16() -> None:
+    """As `accelerate launch --mixed_precision bf16` tells workers."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
 
 
 def test_two_processes_are_near_one_on_the_whole_batch(tmp_path: Path) -> None:
@@ -173,7 +192,10 @@ def test_fsdp2_trains_what_ddp_trains(tmp_path: Path, pair: Path) -> None:
     [
         ({1: ["--set", "training.steps=70"]}, "rank 1 has another recipe than rank 0"),
         ({1: ["--engine", "fsdp2"]}, "rank 1 has another engine than rank 0"),
-        ({0: ["--engine", "zero"], 1: ["--engine", "zero"]}, "--engine: expected ddp or fsdp2, got 'zero'"),
+        (
+            {0: ["--engine", "zero"], 1: ["--engine", "zero"]},
+            "--engine: expected ddp or fsdp2, got 'zero'; dense rounds under DeepSpeed are",
+        ),
         ({0: ["--processes", 3], 1: ["--processes", 3]}, "--processes 3"),
         ({1: ["--set", "training.batchsize=70"]}, "did you mean 'batch_size'?"),
         ({rank: ["--set", "training.batch_size=59"] for rank in (0, 1)}, "expected a multiple of 2 processes"),
@@ -212,6 +234,19 @@ def look_elsewhere() -> None:
         Path("recipe.yaml").write_text(RECIPE)
 
 
+@pytest.mark.parametrize(("config", "advice"), [("DEEPSPEED", "sparseflow_launchers.dense"), ("FSDP", "fsdp2.yaml")])
+def test_an_accelerate_config_for_another_engine(tmp_path: Path, config: str, advice: str) -> None:
+    with workers(tmp_path, "--out", "run", before=partial(set_accelerate, config)) as launched:
+        assert launched.statuses() == [2, 2]
+    (line,) = [line for rank in range(2) for line in launched.errors(rank)]
+    assert advice in line
+
+
+def set_accelerate(config: str) -> None:
+    """As `accelerate launch` tells workers what its config says."""
+    os.environ[f"ACCELERATE_USE_{config}"] = "true"
+
+
 def test_a_process_without_a_launcher_says_how_to_start_it(tmp_path: Path) -> None:
     with workers(tmp_path, before=forget_the_launcher, world=1) as launched:
         assert launched.statuses() == [2]
@@ -221,4 +256,43 @@ def test_a_process_without_a_launcher_says_how_to_start_it(tmp_path: Path) -> No
 
 def forget_the_launcher() -> None:
     """As if started by hand."""
-    del os.environ["RANK"]
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
+
+
+def test_one_process_that_was_asked_for_needs_no_ranks(tmp_path: Path) -> None:
+    # `accelerate launch` starts it without any.
+    short = ["--set", "training.steps=20", "--set", "pruning.rounds=0"]
+    with workers(tmp_path, "--out", "run", "--processes", 1, *short, before=forget_the_launcher, world=1) as launched:
+        assert launched.statuses() == [0], launched.log(0)
+    assert (tmp_path / "run" / "ticket.safetensors").exists()
+
+
+def test_the_report_says_what_was_sent(pair: Path, tmp_path: Path) -> None:
+    rounds = json.loads((pair / "result.json").read_text())["rounds"]
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    for found, density in zip(rounds, (1, 0.5, 0.25), strict=True):
+        sent = found["gradient_bytes"]
+        assert found["processes"] == 2 and sent["other"] == 4 * (300 + 100 + 10 + (weights if density == 1 else 0))
+        if density < 1:
+            assert sent["pruned_if_dense"] == 4 * weights and sent["pruned"] <= 1.1 * density * 4 * weights
+    assert (pair.parent / "rank-0.log").read_text().count("gradients sent / dense") == 1
+    assert run(tmp_path, "--out", "run", "--set", "backend=dense").statuses() == [0, 0]
+    last = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"][-1]["gradient_bytes"]
+    assert last["pruned"] == last["pruned_if_dense"]
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with workers(tmp_path, "--out", "run", "--timeout", 5, before=partial(meet_at, port)) as launched:
+            assert launched.statuses() == [2, 2]
+    (line,) = launched.errors(0)
+    assert f"cannot meet the other processes at 127.0.0.1:{port}" in line and "is the port taken?" in line
+
+
+def meet_at(port: int) -> None:
+    """Has the ranks meet at a port that somebody chose for them."""
+    os.environ["MASTER_PORT"] = str(port)

@@ -44,6 +44,19 @@ def test_the_config_of_accelerate(tmp_path: Path) -> None:
     )
 
 
+def test_the_default_config_of_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "default_config.yaml"
+    config.write_text("distributed_type: MULTI_GPU\nnum_processes: 8\n")
+    monkeypatch.setattr("accelerate.commands.config.config_args.default_config_file", str(config))
+    launch = [PYTHON, "/usr/bin/accelerate", "launch"]
+    asked = from_ancestors([[*launch, "train.py"]])
+    assert asked is not None and asked[0] == 8
+    # accelerate does not read it under --cpu.
+    assert from_ancestors([[*launch, "--cpu", "train.py"]]) is None
+    config.unlink()
+    assert from_ancestors([[*launch, "train.py"]]) is None
+
+
 @pytest.mark.parametrize(
     "line", [[PYTHON, "train.py", "accelerate"], ["bash"], [], [PYTHON, "/usr/bin/accelerate", "env"]]
 )

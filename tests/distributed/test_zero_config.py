@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparseflow.recipes import TrainingSpec
-from sparseflow_launchers.zero_config import Cut, describe, read_config, settle
+from sparseflow.zero_config import Cut, describe, read_config, settle
 
 CONFIGS = Path(__file__).parents[2] / "launchers" / "configs"
 

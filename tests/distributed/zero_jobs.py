@@ -22,10 +22,10 @@ from sparseflow.ranks import Ranks, current
 from sparseflow.recipes import Recipe, load_recipe, make_trainer
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.trainer import Trainer
+from sparseflow.zero_config import settle
 from sparseflow_launchers import dense, dense_training, imp
 from sparseflow_launchers.dense_training import DenseTraining
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
-from sparseflow_launchers.zero_config import settle
 from sparseflow_launchers.zero_engine import InFloat32, load_cpu_library, make_zero_engine, set_rate
 from sparseflow_launchers.zero_files import ZeroFiles
 from sparseflow_launchers.zero_masks import hold_masks

@@ -50,7 +50,7 @@ def test_what_a_config_starts(tmp_path: Path) -> None:
         ({"distributed_type": "MULTI_CPU"}, "ddp", None, "wrong", "torchrun --nproc_per_node 8"),
         ({"distributed_type": "NO", "use_cpu": True}, "ddp", None, "wrong", "would start one process"),
         ({"num_processes": -1}, "ddp", None, "wrong", "num_processes: expected how many"),
-        ({}, "ddp", 4, "wrong", "num_processes: 8, and --processes says 4"),
+        ({}, "ddp", 4, "wrong", "num_processes: expected 4, as --processes or this launch says, got 8"),
         ({"num_machines": 3, "main_process_ip": "node-a"}, "ddp", None, "wrong", "a multiple of num_machines: 3"),
         ({"num_machines": 2}, "ddp", None, "wrong", "main_process_ip"),
         ({"mixed_precision": "fp8"}, "ddp", None, "wrong", "expected no, bf16 or fp16, got fp8"),

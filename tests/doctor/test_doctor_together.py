@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparseflow.doctor import Launch, examine
 from sparseflow.doctor.together import check_clocks, check_gpus, check_same, check_token, versions
 from sparseflow.ranks import Ranks
 
@@ -51,6 +45,12 @@ def test_a_file_that_is_not_there_is_not_seen(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("sparseflow.doctor.together._SEE_SECONDS", 0.0)
     monkeypatch.setattr("sparseflow.doctor.together._write", lambda path, token: None)
     assert "rank 0, 1 of 2 do not see" in check_token(AGREES, tmp_path).text
+
+
+def test_a_file_of_another_launch_is_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparseflow.doctor.together._SEE_SECONDS", 0.0)
+    monkeypatch.setattr("sparseflow.doctor.together._write", lambda path, token: path.write_text("old") and None)
+    assert check_token(AGREES, tmp_path / "out").status == "wrong"
 
 
 def test_a_folder_that_rank_0_cannot_write(tmp_path: Path) -> None:
@@ -94,53 +94,9 @@ def test_gpus_of_all_nodes(seen: int, here: int, other: list[Any], status: str) 
     assert status == "ok" or "b" in found.text
 
 
-# Rank 1 is a fork of rank 0, which spares it the imports; it has another recipe.
-WORKER = """
-import os, sys
-from sparseflow import ranks
-from sparseflow_launchers import doctor
-child = os.fork()
-os.environ["RANK"] = "0" if child else "1"
-if not child:
-    sys.argv += ["--set", "training.steps=7"]
-    os.dup2(os.open(sys.argv.pop(1), os.O_WRONLY | os.O_CREAT), 1)
-else:
-    sys.argv.pop(1)
-try:
-    doctor.main()
-finally:
-    if child:
-        print("rank 1 ended with", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), file=sys.stderr)
-"""
-
-
-def test_a_real_launch_whose_ranks_have_other_recipes(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "kernels"), str(ROOT / "launchers")]),
-    }
-    out = str(tmp_path / "out")
-    command = [sys.executable, "-c", WORKER, str(tmp_path / "rank-1"), "digits", "--out", out, "--json"]
-    launch = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    try:
-        said, complaints = launch.communicate(timeout=60)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(launch.pid, signal.SIGKILL)
-    assert launch.returncode == 2, complaints
-    assert "rank 1 ended with 2" in complaints
-    assert (tmp_path / "rank-1").read_text() == ""
-    found = {row["name"]: row for row in json.loads(said)}
-    wrong = [name for name, row in found.items() if row["status"] == "wrong"]
-    assert wrong == ["recipes"] and "rank 1 has recipe" in found["recipes"]["text"]
-    assert {"shared", "clocks", "installed", "gpus", "batch", "space"} <= set(found)
-    assert "2 processes" in found["batch"]["text"]
+def test_what_counts_is_how_many_there_are(tmp_path: Path) -> None:
+    config = ROOT / "launchers" / "configs" / "one_cpu.yaml"
+    launch = Launch("digits", config=config, processes=3, out=tmp_path / "out")
+    found = {finding.name: finding for finding in examine(launch, AGREES)}
+    assert [name for name, finding in found.items() if finding.status == "wrong"] == ["processes", "config"]
+    assert "60 = 2 processes" in found["batch"].text

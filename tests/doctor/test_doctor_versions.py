@@ -36,6 +36,10 @@ def test_a_version_out_of_range_is_wrong(version: str | None) -> None:
     assert f"expected torch>=2.11, found {version or 'none'}; pip install" in found.text
 
 
+def test_a_version_to_come_is_in_range() -> None:
+    assert check_versions(ASKED, {"torch": "2.14.0a0+git123"}.get).status == "ok"
+
+
 def test_a_bare_checkout_says_that_nothing_is_known() -> None:
     assert check_versions([]).status == "warning"
 

@@ -1,22 +1,16 @@
-"""Sharded pruning over real processes: run as a script, it prints what each world size found, as JSON.
-
-One process imports torch and forks all workers, so that three launches cost one import.
-"""
+"""Sharded pruning over real processes: run as a script, it prints what each rank of each world size found, as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from forked import launch
 from score_cases import COUNT, FILLS, by_sort, split
 from slicings import SLICINGS
 from torch import Tensor
@@ -26,7 +20,6 @@ from sparseflow.ranks import ALONE, Launched, Ranks, current
 
 WORLDS = (1, 2, 3, 4)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_SECONDS = 60
 
 
 class CountingRanks(Launched):
@@ -111,47 +104,8 @@ def _traffic(size: int) -> int:
     return ranks.traffic
 
 
-def _worker(rank: int, world: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / f"store-{world}"), world)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
-    found = work(current())
-    (folder / f"{world}-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
-
-
-def _launch(world: int, folder: Path) -> None:
-    """Forks the workers and waits; none is left behind."""
-    workers = []
-    for rank in range(world):
-        worker = os.fork()
-        if worker == 0:
-            signal.alarm(_SECONDS)
-            status = 1
-            try:
-                _worker(rank, world, folder)
-                status = 0
-            except BaseException:
-                # Nobody above sees what ends a forked process.
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(status)
-        workers.append(worker)
-    statuses = [os.waitpid(worker, 0)[1] for worker in workers]
-    if any(statuses):
-        raise RuntimeError(f"world {world}: the workers ended with {statuses}")
-
-
 def main(folder: Path) -> None:
-    for world in WORLDS:
-        _launch(world, folder)
-    print(json.dumps({world: [_read(folder, world, rank) for rank in range(world)] for world in WORLDS}))
-
-
-def _read(folder: Path, world: int, rank: int) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / f"{world}-{rank}.json").read_text())
-    return found
+    print(json.dumps({world: launch(world, folder, lambda rank: work(current())) for world in WORLDS}))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from score_cases import COUNT, FILLS, by_sort, split
@@ -246,16 +243,8 @@ def test_only_masks_are_assembled() -> None:
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What each rank of real launches of 1 to 4 processes found."""
-    script = Path(__file__).with_name("gloo_cases.py")
-    paths = os.pathsep.join(str(script.parents[2] / root) for root in (".", "kernels"))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path_factory.mktemp("ranks"))],
-        env={**os.environ, "PYTHONPATH": paths},
-        stdout=subprocess.PIPE,
-        timeout=240,
-        check=True,
-    )
-    return {int(world): found for world, found in json.loads(done.stdout).items()}
+    found = run_script(Path(__file__).with_name("gloo_cases.py"), tmp_path_factory.mktemp("ranks"))
+    return {int(world): ranks for world, ranks in found.items()}
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])

@@ -1,4 +1,6 @@
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 from score_cases import COUNT, FILLS, by_sort, split, ties
 from torch import Tensor
 
-from sparseflow.masks import Group, Pieces, Scores, apply_thresholds, find_thresholds, keys
+from sparseflow.masks import Group, Pieces, Scores, apply_thresholds, find_thresholds, keys, threshold
+from sparseflow_kernels import cpu_digits
+from sparseflow_kernels.cpu_digits import count_digits
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
@@ -20,6 +24,13 @@ def choose(scores: Scores, survivors: Mapping[str, Tensor] | None, drop: int) ->
     return torch.cat([mask.reshape(-1) for mask in masks.values()])
 
 
+@pytest.fixture(params=["torch", "kernel"])
+def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits are counted by torch, or by the kernel wherever it can."""
+    monkeypatch.setattr(threshold, "_NATIVE", 0 if request.param == "kernel" else math.inf)
+
+
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fill", FILLS)
@@ -51,6 +62,22 @@ def test_row_major_order_whatever_the_strides() -> None:
     assert chosen.view(4, 3).tolist() == [[False] * 3, [False, True, True], [True] * 3, [True] * 3]
 
 
+def test_the_kernel_counts_large_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = []
+
+    def spy(numbers: Tensor, *arguments: Any) -> None:
+        counted.append(numbers.numel())
+        count_digits(numbers, *arguments)
+
+    monkeypatch.setattr(cpu_digits, "count_digits", spy)
+    tensors = {"small": torch.ones(9), "large": torch.randn(1 << 16), "strided": torch.randn(256, 512).t()}
+    chosen = choose(Scores(tensors, True), None, 100_000)
+    # Two digits of the layer that is large and lies in one piece.
+    assert counted == [1 << 16] * 2
+    every = torch.ones(chosen.numel(), dtype=torch.bool)
+    assert torch.equal(chosen, by_sort(Scores(tensors, True), every, 100_000))
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=40),
@@ -64,6 +91,7 @@ def test_any_floats(values: list[float], absolute: bool, data: st.DataObject) ->
     assert torch.equal(choose(scores, {"a": alive}, drop), by_sort(scores, alive, drop))
 
 
+@pytest.mark.usefixtures("counting")
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fill", FILLS)

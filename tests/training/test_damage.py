@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from searches import left_in, search, stop_after
+from leavings import left_in
+from searches import search, stop_after
 from tiny_task import tiny_trainer
 
 from sparseflow.files import commit

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from searches import left_in, search, stop_after
+from leavings import left_in
+from searches import search, stop_after
 from tiny_task import Net, differing, tiny_trainer
 
 from sparseflow.files.commit import remove
