@@ -23,7 +23,7 @@ from sparseflow.recipes import Recipe, load_recipe, make_trainer
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.trainer import Trainer
 from sparseflow.zero_config import settle
-from sparseflow_launchers import dense, dense_training
+from sparseflow_launchers import dense, dense_training, imp
 from sparseflow_launchers.dense_training import DenseTraining
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
 from sparseflow_launchers.zero_engine import InFloat32, load_cpu_library, make_zero_engine, set_rate
@@ -80,7 +80,12 @@ def train(arguments: list[str], **at: list[int]) -> None:
     dense.app(arguments, standalone_mode=False)
 
 
-JOBS: dict[str, Callable[..., None]] = {"stages": stages, "train": train}
+def search(arguments: list[str]) -> None:
+    """`python -m sparseflow_launchers.imp`."""
+    imp.app(arguments, standalone_mode=False)
+
+
+JOBS: dict[str, Callable[..., None]] = {"stages": stages, "train": train, "search": search}
 
 
 class _Stage:
@@ -137,12 +142,9 @@ class _Stage:
         return whole
 
     def _begins_as_made(self) -> bool:
-        """Whether making the engine has moved no weight, beyond the rounding to bf16."""
-        dtype = self.engine.get_data_types()[0]
-        return all(
-            torch.equal(one.to(dtype).float(), self.made[key].to(dtype).float())
-            for key, one in self._gathered().items()
-        )
+        """Whether making the engine has moved no weight, but for the rounding to bf16."""
+        dtype, whole = self.engine.get_data_types()[0], self._gathered()
+        return all(torch.equal(whole[key], made.to(dtype).float()) for key, made in self.made.items())
 
     def _look_at_files(self, checkpoints: ZeroCheckpoints, whole: Mapping[str, Tensor], masks: Masks) -> dict[str, Any]:
         files = ZeroFiles(checkpoints.folder(3))
