@@ -199,7 +199,10 @@ def main() -> None:
             raise
         print(f"sparseflow: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:
+        # OSError: above all a full disk, with what was saved before it intact.
+        if traceback:
+            raise
         print(f"sparseflow: {error}", file=sys.stderr)
         sys.exit(1)
 
@@ -237,7 +240,7 @@ def _run(
             runs.note_stop(found, STOPPED, "signal", stopped.step, time.monotonic() - started)
             typer.echo(f"stopped; go on with: {runs.resume_command(found, plan)}", err=True)
             raise typer.Exit(STOPPED) from None
-        except (ValueError, TypeError, FloatingPointError, RuntimeError) as error:
+        except (ValueError, TypeError, FloatingPointError, RuntimeError, OSError) as error:
             status = 2 if isinstance(error, (ValueError, TypeError)) else 1
             runs.note_stop(found, status, str(error), None, time.monotonic() - started)
             raise

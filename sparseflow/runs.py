@@ -5,6 +5,7 @@ recipe.yaml  result.json  metrics.jsonl  report.html  ticket.safetensors  model.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shlex
@@ -134,7 +135,7 @@ def check(recipe: Recipe) -> Task:
 
 
 def note_stop(run: Run, status: int, reason: str, step: int | None, seconds: float) -> None:
-    """Writes stopped.json: launchers swallow exit statuses."""
+    """Writes stopped.json, where the disk takes it: launchers swallow exit statuses."""
     content = {
         "status": status,
         "reason": reason,
@@ -142,7 +143,9 @@ def note_stop(run: Run, status: int, reason: str, step: int | None, seconds: flo
         "path": str(run.folder),
         "seconds": seconds,
     }
-    write_json(run.folder / "stopped.json", content)
+    with contextlib.suppress(OSError):
+        # A full disk may be why the run stopped, and must not hide it.
+        write_json(run.folder / "stopped.json", content)
 
 
 def load_run(folder: Path) -> Run:

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -262,3 +263,19 @@ def test_a_training_that_diverges_is_status_1_with_advice(tmp_path: Path, sparse
     said = sparseflow(*arguments)
     assert said.status == 1 and said.err.startswith("sparseflow: the training loss is not finite at step 4")
     assert json.loads((tmp_path / "run" / "stopped.json").read_text())["status"] == 1
+
+
+def test_a_full_disk_is_status_1_with_path_and_bytes(tmp_path: Path, sparseflow: CommandLine) -> None:
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    arguments = ["run", "digits", *settings(controls__rounds="[]"), "--out", tmp_path / "run"]
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+        said = sparseflow(*arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert said.status == 1
+    assert "sparseflow: [Errno 27] no room for" in said.err and "rewind.safetensors, which needs" in said.err
+    note = json.loads((tmp_path / "run" / "stopped.json").read_text())
+    assert note["status"] == 1 and "no room for" in note["reason"]
+    assert sparseflow(*arguments, "--resume").status == 0
