@@ -44,5 +44,12 @@ if [ "$what" = bench ]; then
         "SparseProp could not be built here (it needs a C++ compiler); the bench goes on without it" >&2
     touch "$VENV/.ready-bench"
 fi
-[ "$what" = all ] && touch "$VENV/.ready-all"
+if [ "$what" = all ]; then
+    if command -v g++ >/dev/null; then
+        # What DeepSpeed compiles when it is first used without a GPU. Should it fail, the tests that need it say why.
+        DS_ACCELERATOR=cpu "$VENV/bin/python" -c \
+            "from sparseflow_launchers.zero_engine import load_cpu_library; load_cpu_library()" >/dev/null 2>&1 || true
+    fi
+    touch "$VENV/.ready-all"
+fi
 touch "$VENV/.ready-base"

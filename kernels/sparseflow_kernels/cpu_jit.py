@@ -98,7 +98,7 @@ def gomp() -> ctypes.CDLL | None:
     maps = Path("/proc/self/maps")
     loaded = _libraries(maps.read_text()) if maps.exists() else set()
     # Other packages bring their own, with pools of their own.
-    root = Path(torch.__file__).parent
+    root = Path(torch.__file__).resolve().parent
     own = {path for path in loaded if {root, root.with_name("torch.libs")} & set(path.parents)}
     found = own or loaded
     if len(found) == 1:

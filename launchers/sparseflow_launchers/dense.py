@@ -16,10 +16,10 @@ import typer
 
 from sparseflow.recipes import load_recipe
 from sparseflow.runs import Run
+from sparseflow.zero_config import describe, read_config, settle
 from sparseflow_launchers.dense_round import DenseRound, check_pruning
 from sparseflow_launchers.launched import check_same_input, launched
 from sparseflow_launchers.work import Work
-from sparseflow_launchers.zero_config import describe, read_config, settle
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sparseflow import zero_config
 from sparseflow.files import Ticket
 from sparseflow.hardware.model import load_dense_state
 from sparseflow.masks import schedules
@@ -20,10 +21,9 @@ from sparseflow.runs import Run
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.records import Records, describe
 from sparseflow.training.trainer import Listener, Trained, Trainer
-from sparseflow_launchers import zero_config
+from sparseflow.zero_config import Cut
 from sparseflow_launchers.dense_training import DenseTraining
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
-from sparseflow_launchers.zero_config import Cut
 from sparseflow_launchers.zero_engine import make_zero_engine
 from sparseflow_launchers.zero_files import ZeroFiles
 from sparseflow_launchers.zero_slices import Engine, live_slices

@@ -21,13 +21,14 @@ from torch import Tensor
 from sparseflow.data import Split
 from sparseflow.files.part import Part, array_part
 from sparseflow.files.readers import read_array
+from sparseflow.hardware.traffic import gradient_bytes
 from sparseflow.ranks import Ranks
 from sparseflow.training.agreement import Pulse
 from sparseflow.training.evaluation import Evaluation, evaluate
 from sparseflow.training.seeds import derive
 from sparseflow.training.trainer import Stopped, Trained, Trainer
+from sparseflow.zero_config import Cut
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
-from sparseflow_launchers.zero_config import Cut
 from sparseflow_launchers.zero_engine import InFloat32, set_rate
 from sparseflow_launchers.zero_slices import Engine
 
@@ -228,6 +229,7 @@ class DenseTraining:
             state_ratio=1.0,
             data_order=self.trainer.order.digest(0, self.trainer.steps),
             processes=self.ranks.world,
+            gradient_bytes=gradient_bytes(self.trainer.model),
             early_state={},
         )
 

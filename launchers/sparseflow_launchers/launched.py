@@ -6,6 +6,7 @@ import functools
 import os
 import platform
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -140,16 +141,28 @@ def _give_up(launch: Launch, reason: str) -> None:
 
 
 def _meet(timeout: float) -> tuple[Store, int, int]:
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    # Its own timeout does not count while whoever listens there is none of us, and says nothing.
+    guard = threading.Timer(timeout + 3, _nobody_there, (where, timeout))
+    guard.daemon = True
+    guard.start()
     try:
         return meet(timeout)
     except dist.DistNetworkError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ValueError(
             f"cannot meet the other processes at {where} (MASTER_ADDR:MASTER_PORT): {error}; is the port taken? Choose "
             "another"
         ) from None
     except dist.DistStoreError as error:
         raise ValueError(f"not all processes came within {timeout:.0f} s: {error}; look at the other nodes") from None
+    finally:
+        guard.cancel()
+
+
+def _nobody_there(where: str, timeout: float) -> None:
+    rank = os.environ["RANK"]
+    complain(f"rank {rank} met nobody at {where} (MASTER_ADDR:MASTER_PORT) within {timeout:.0f} s; is the port taken?")
+    os._exit(2)
 
 
 def _end_if_lost(launch: Launch | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,14 +23,17 @@ def make_zero_engine(trainer: Trainer, model: nn.Module, config: Mapping[str, An
     config: DeepSpeed's, as `zero_config.settle` gives it. All ranks call it, in a launch that has begun. The first
     one on a machine without GPU compiles a small library, which takes half a minute and a C++ compiler.
     """
-    if not torch.cuda.is_available():
+    on_gpu = torch.cuda.is_available()
+    if not on_gpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # Imported here: it takes seconds, and reads the environment.
     import deepspeed
 
     # It prints to standard output, which is for results.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo")
+    if not on_gpu:
+        load_cpu_library()
+    deepspeed.init_distributed(dist_backend="nccl" if on_gpu else "gloo")
     decay = trainer.weight_decay
     optimizer = trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
     for group in optimizer.param_groups:
@@ -37,6 +42,28 @@ def make_zero_engine(trainer: Trainer, model: nn.Module, config: Mapping[str, An
     # Stage 0 in bf16 has stepped once, with gradients of zero: it must not decay the weights, nor count as a step.
     engine.basic_optimizer.state.clear()
     return engine
+
+
+def load_cpu_library() -> None:
+    """Loads, and compiles where need be, what DeepSpeed uses without a GPU: one process of a machine at a time.
+
+    torch guards a build by a file, which a process that is killed leaves behind, and all others then wait for its
+    removal, for ever. The system's lock ends with its process; who has it knows that torch's file is nobody's.
+    """
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+    from torch.utils.cpp_extension import _get_build_directory
+
+    accelerator: Any = get_accelerator()
+    builder: Any = accelerator.create_op_builder("ShareMemCommBuilder")
+    # It does without where it cannot compile it.
+    if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
+        return
+    folder = Path(_get_build_directory("deepspeed_shm_comm", verbose=False))
+    with open(folder / ".sparseflow-lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        (folder / "lock").unlink(missing_ok=True)
+        builder.load(verbose=False)
 
 
 def set_rate(engine: Engine, factor: float) -> None:

@@ -134,6 +134,16 @@ def charge(model: nn.Module, plan: Plan, world: int) -> Charge:
     return Charge(world, stored_parameters(model, plan))
 
 
+def gradient_bytes(model: nn.Module) -> dict[str, int]:
+    """Bytes of a model's gradients: "pruned" layers as they are, "pruned_if_dense", and "other"."""
+    counted = charge(model, Plan((), {}), world=1)
+    return {
+        "pruned": counted.pruned_gradient_bytes,
+        "pruned_if_dense": counted.dense_gradient_bytes,
+        "other": counted.other_gradient_bytes,
+    }
+
+
 def size(count: int) -> str:
     """Bytes in words, three figures: 1.23 GB is 1.23e9."""
     value, units = float(count), ("B", "kB", "MB", "GB", "TB")

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -53,8 +53,7 @@ class Pieces:
 
     def of(self, layers: Sequence[str]) -> list[Piece]:
         """The pieces here of some layers."""
-        chosen = set(layers)
-        return [piece for piece in self.here if piece.layer in chosen]
+        return [piece for layer in layers for piece in self._held.get(layer, ())]
 
     def kept(self, layers: Sequence[str], masks: Mapping[int, Tensor]) -> dict[str, int]:
         """How many units the masks, by place, keep of each of these layers, over all processes."""
@@ -63,6 +62,13 @@ class Pieces:
         for piece in self.of(layers):
             counts[rows[piece.layer]] += int(masks[piece.place].count_nonzero())
         return dict(zip(rows, self.ranks.sum(counts).tolist(), strict=True))
+
+    @cached_property
+    def _held(self) -> dict[str, list[Piece]]:
+        held: dict[str, list[Piece]] = {}
+        for piece in self.here:
+            held.setdefault(piece.layer, []).append(piece)
+        return held
 
 
 def promote(dtypes: Iterable[torch.dtype]) -> torch.dtype:

@@ -32,6 +32,8 @@ class Trained(_Record):
     seconds: float | None = None
     step_seconds: float | None = None
     state_ratio: float | None = None
+    processes: int = 1
+    gradient_bytes: dict[str, int] = {}
 
 
 class Control(Trained):
@@ -183,6 +185,12 @@ def step_seconds(network: Trained) -> float | None:
 def state_ratio(network: Trained) -> float | None:
     """Length of values, gradients and optimizer state against dense, padding included."""
     return network.state_ratio
+
+
+def gradient_ratio(network: Trained) -> float | None:
+    """Bytes of gradients that processes send for the pruned layers, over those of the same layers dense."""
+    dense = network.gradient_bytes.get("pruned_if_dense")
+    return network.gradient_bytes["pruned"] / dense if dense and network.processes > 1 else None
 
 
 def against_dense(measure: Measure, rounds: Sequence[Trained]) -> Measure:

@@ -14,6 +14,7 @@ from sparseflow.report.result import (
     against_dense,
     early_stop,
     final_accuracy,
+    gradient_ratio,
     levels,
     levels_by_kind,
     loss,
@@ -86,6 +87,8 @@ def round_table(run: Result) -> Table:
     with_loss = any(network.test_loss is not None for network in run.rounds)
     head = ["round", "weights kept", "test accuracy", *controls, "step / dense", "state / dense"]
     head += ["early stop", "time", "a step", "at last step", *(["test loss"] * with_loss)]
+    together = any(network.processes > 1 for network in run.rounds)
+    head += ["gradients sent / dense"] * together
     rows = []
     for level in levels(run.rounds):
         beside = [next((c for c in kind if c.round == level.round), None) for kind in controls.values()]
@@ -102,6 +105,7 @@ def round_table(run: Result) -> Table:
                 duration(level.mean(step_seconds)),
                 accuracy_percent(level.mean(final_accuracy)),
                 *([_loss(level.mean(loss))] * with_loss),
+                *([times(level.mean(gradient_ratio))] * together),
             ]
         )
     return Table(head, rows)

@@ -9,6 +9,7 @@ from sparseflow.report.result import (
     accuracy,
     against_dense,
     early_stop,
+    gradient_ratio,
     levels,
     levels_by_kind,
     loss,
@@ -46,7 +47,9 @@ def _table(run: Result) -> list[Row]:
     score = loss if language else accuracy
     step_ratio = against_dense(step_seconds, run.rounds)
     header = ["round", "density", "test loss" if language else "test accuracy", *controls]
-    rows = [[*header, "early stop", "step time / dense"]]
+    # One process sends nothing.
+    together = any(network.processes > 1 for network in run.rounds)
+    rows = [[*header, "early stop", "step time / dense", *(["gradients sent / dense"] * together)]]
     all_levels = levels(run.rounds)
     verdict_round = run.verdict.round if run.verdict is not None else None
     for chosen in selected([level.round for level in all_levels], _ROWS_SHOWN, verdict_round):
@@ -60,6 +63,7 @@ def _table(run: Result) -> list[Row]:
                 *scores,
                 number(level.mean(early_stop)),
                 times(level.mean(step_ratio)),
+                *([times(level.mean(gradient_ratio))] * together),
             ]
         )
     return rows

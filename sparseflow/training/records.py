@@ -278,6 +278,7 @@ def describe(index: int, masks: Masks, plan: Plan | None, trained: Trained) -> d
         "state_ratio": trained.state_ratio,
         "data_order": trained.data_order,
         "processes": trained.processes,
+        "gradient_bytes": trained.gradient_bytes,
         "seconds": trained.seconds,
     }
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseflow.hardware.model import logical_numel, param_groups
 from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.hardware.traffic import gradient_bytes
 from sparseflow.training.agreement import Pulse, check_structure
 from sparseflow.training.engines import make_engine
 from sparseflow.training.evaluation import Evaluation, evaluate
@@ -50,6 +51,9 @@ class Trained:
     # See `Order.digest`; and how many processes shared each step.
     data_order: str
     processes: int
+    # Of the parameters' gradients, which are what many processes send: of pruned layers as their backends store them,
+    # of the same layers were they dense, and of all else.
+    gradient_bytes: dict[str, int]
     early_state: dict[str, Tensor] = field(repr=False)
 
 
@@ -148,6 +152,7 @@ class Training:
             state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
             data_order=trainer.order.digest(self.first, trainer.steps),
             processes=self.ranks.world,
+            gradient_bytes=gradient_bytes(self.model),
             early_state=self.best_state,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -265,3 +266,33 @@ def test_one_process_that_was_asked_for_needs_no_ranks(tmp_path: Path) -> None:
     with workers(tmp_path, "--out", "run", "--processes", 1, *short, before=forget_the_launcher, world=1) as launched:
         assert launched.statuses() == [0], launched.log(0)
     assert (tmp_path / "run" / "ticket.safetensors").exists()
+
+
+def test_the_report_says_what_was_sent(pair: Path, tmp_path: Path) -> None:
+    rounds = json.loads((pair / "result.json").read_text())["rounds"]
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    for found, density in zip(rounds, (1, 0.5, 0.25), strict=True):
+        sent = found["gradient_bytes"]
+        assert found["processes"] == 2 and sent["other"] == 4 * (300 + 100 + 10 + (weights if density == 1 else 0))
+        if density < 1:
+            assert sent["pruned_if_dense"] == 4 * weights and sent["pruned"] <= 1.1 * density * 4 * weights
+    assert (pair.parent / "rank-0.log").read_text().count("gradients sent / dense") == 1
+    assert run(tmp_path, "--out", "run", "--set", "backend=dense").statuses() == [0, 0]
+    last = json.loads((tmp_path / "run" / "result.json").read_text())["rounds"][-1]["gradient_bytes"]
+    assert last["pruned"] == last["pruned_if_dense"]
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with workers(tmp_path, "--out", "run", "--timeout", 5, before=partial(meet_at, port)) as launched:
+            assert launched.statuses() == [2, 2]
+    (line,) = launched.errors(0)
+    assert f"cannot meet the other processes at 127.0.0.1:{port}" in line and "is the port taken?" in line
+
+
+def meet_at(port: int) -> None:
+    """Has the ranks meet at a port that somebody chose for them."""
+    os.environ["MASTER_PORT"] = str(port)

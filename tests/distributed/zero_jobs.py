@@ -22,11 +22,11 @@ from sparseflow.ranks import Ranks, current
 from sparseflow.recipes import Recipe, load_recipe, make_trainer
 from sparseflow.training.pruning import prunable_weights
 from sparseflow.training.trainer import Trainer
-from sparseflow_launchers import dense, dense_training
+from sparseflow.zero_config import settle
+from sparseflow_launchers import dense, dense_training, imp
 from sparseflow_launchers.dense_training import DenseTraining
 from sparseflow_launchers.zero_checkpoints import ZeroCheckpoints
-from sparseflow_launchers.zero_config import settle
-from sparseflow_launchers.zero_engine import InFloat32, make_zero_engine, set_rate
+from sparseflow_launchers.zero_engine import InFloat32, load_cpu_library, make_zero_engine, set_rate
 from sparseflow_launchers.zero_files import ZeroFiles
 from sparseflow_launchers.zero_masks import hold_masks
 from sparseflow_launchers.zero_slices import live_slices
@@ -38,12 +38,13 @@ MODEL = "model.options={context: 8, layers: 2, heads: 3, width: 9}"
 
 
 def warm_up() -> None:
-    """Imports what is imported late, in the process that is forked."""
+    """Imports what is imported late, in the process that is forked, and compiles what is compiled once."""
     # Every engine asks whether its optimizer is this one, whose module imports torch's compiler.
     import deepspeed.runtime.zero.muon.muon_optimizer
     import torch.utils.cpp_extension
 
     assert deepspeed
+    load_cpu_library()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
 
@@ -79,7 +80,12 @@ def train(arguments: list[str], **at: list[int]) -> None:
     dense.app(arguments, standalone_mode=False)
 
 
-JOBS: dict[str, Callable[..., None]] = {"stages": stages, "train": train}
+def search(arguments: list[str]) -> None:
+    """`python -m sparseflow_launchers.imp`."""
+    imp.app(arguments, standalone_mode=False)
+
+
+JOBS: dict[str, Callable[..., None]] = {"stages": stages, "train": train, "search": search}
 
 
 class _Stage:
@@ -136,12 +142,9 @@ class _Stage:
         return whole
 
     def _begins_as_made(self) -> bool:
-        """Whether making the engine has moved no weight, beyond the rounding to bf16."""
-        dtype = self.engine.get_data_types()[0]
-        return all(
-            torch.equal(one.to(dtype).float(), self.made[key].to(dtype).float())
-            for key, one in self._gathered().items()
-        )
+        """Whether making the engine has moved no weight, but for the rounding to bf16."""
+        dtype, whole = self.engine.get_data_types()[0], self._gathered()
+        return all(torch.equal(whole[key], made.to(dtype).float()) for key, made in self.made.items())
 
     def _look_at_files(self, checkpoints: ZeroCheckpoints, whole: Mapping[str, Tensor], masks: Masks) -> dict[str, Any]:
         files = ZeroFiles(checkpoints.folder(3))

@@ -14,8 +14,8 @@ from typing import IO, Any
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-# Seconds. The first launch on a machine compiles a small library, which took up to 90 s on two busy cores.
-_COMPILES = 240
+# Seconds. The first time on a machine it compiles a small library, which took up to 180 s on two busy cores.
+_COMPILES = 400
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,12 @@ class Zygote:
 
     def launch(self, launches: dict[str, dict[str, Any]], folder: Path) -> dict[str, Ended]:
         """Runs launches one after the other: "world", "job" and its "arguments". How they ended, by the same names."""
-        asked = [
-            {"log": str(folder / f"{name}.log"), "timeout": 60.0 if number else 60.0 + _COMPILES, **launch}
-            for number, (name, launch) in enumerate(launches.items())
-        ]
+        asked = [{"log": str(folder / f"{name}.log"), "timeout": 60.0, **launch} for name, launch in launches.items()]
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None and stdout is not None
         stdin.write(json.dumps(asked) + "\n")
         stdin.flush()
-        limit = 60 + sum(one["timeout"] for one in asked)
+        limit = _COMPILES + sum(one["timeout"] for one in asked)
         assert select.select([stdout], [], [], limit)[0], "the launches have not ended in time"
         answer = stdout.readline()
         assert answer, "the zygote has died; see its standard error"

@@ -140,7 +140,7 @@ def test_bad_input_is_refused() -> None:
 
 
 def scaling_tables() -> str:
-    """The tables of docs/distributed_scaling.md."""
+    """The tables of docs/distributed.md."""
     with torch.device("meta"):
         model = sf.models.gpt(50257, context=2048, layers=24, heads=16, width=2048, tied=True)
     worlds = (8, 64, 512, 4096)
@@ -165,4 +165,4 @@ def _heading(what: str, worlds: tuple[int, ...]) -> list[str]:
 
 
 def test_the_tables_of_the_documentation_are_what_the_model_says() -> None:
-    assert scaling_tables() in (ROOT / "docs/distributed_scaling.md").read_text()
+    assert scaling_tables() in (ROOT / "docs/distributed.md").read_text()

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 import sparseflow as sf
 from sparseflow.data import Split
 from sparseflow.hardware.model import dense_state
+from sparseflow.masks.masks import Masks
 from sparseflow.models import lenet_300_100
 from sparseflow.training import lottery
 from sparseflow.training.evaluation import cross_entropy
 from sparseflow.training.pruning import Pruning
+from sparseflow.training.records import Records
 from sparseflow.training.trainer import Trainer
 
 PLAIN: dict[str, Any] = {"rate": 0.5, "backend": "dense-compact", "floor": 1}
@@ -297,3 +300,20 @@ def test_plans_are_made_under_the_autocast_of_training(monkeypatch: pytest.Monke
     monkeypatch.setattr(lottery, "plan", noted)
     list(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense"))
     assert seen == [True]
+
+
+def test_masks_that_were_made_elsewhere_begin_the_next_round(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    search = sf.imp(tiny_trainer(), rounds=2, records=records, **PLAIN)
+    dense = next(search)
+    made = Masks({name: torch.arange(mask.numel()).view(mask.shape) % 3 != 0 for name, mask in dense.masks.items()})
+    records.keep_masks(1, made)
+    assert next(search).masks == made
+    assert next(search).masks.issubset(made)
+
+
+def test_masks_of_an_earlier_training_are_forgotten(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    records.keep_masks(1, Masks({"fc1.weight": torch.ones(16, 8, dtype=torch.bool)}))
+    next(sf.imp(tiny_trainer(), rounds=1, records=records, **PLAIN))
+    assert records.masks(1) is None
