@@ -23,6 +23,7 @@ from sparseflow.bench.memory import bytes_kept, memory_over_dense
 from sparseflow.bench.networks import Case
 from sparseflow.bench.peers import MISSING, CsrLinear, csr_step, disagreement
 from sparseflow.bench.pruning import Kind
+from sparseflow.bench.saving import saving
 from sparseflow.bench.search import Round, searches, totals
 from sparseflow.bench.step import Step, dense_steps, masked_model, sparse_step
 from sparseflow.bench.versus_dense import Promise, break_even, speedups, with_break_even
@@ -320,3 +321,10 @@ def test_pruning_is_timed_against_torch_and_its_masks_compared(kind: Kind, monke
 
 def test_peak_memory_of_pruning_is_about_its_masks() -> None:
     assert 0.8 < float(clock.fresh_process(pruning._PEAK, "slices", "20000000")) < 3
+
+
+def test_a_commit_is_timed_against_torch_save(tmp_path: Path) -> None:
+    figures = saving(tmp_path, nbytes=64_000)
+    assert [figure.limit for figure in figures] == [1.15, 1.15] and all(figure.samples for figure in figures)
+    assert figures[0].seconds.keys() == {"commit", "torch.save, flushed", "torch.save"}
+    assert list(tmp_path.iterdir()) == []

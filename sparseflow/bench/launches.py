@@ -9,19 +9,14 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
-from sparseflow.bench.clock import REPEATS, ratios, take_turns
+from sparseflow.bench.clock import ratios
 from sparseflow.bench.figure import Figure
-from sparseflow.files.commit import commit
-from sparseflow.files.part import tensors_part
-
-_CHECKPOINT = 100_000_000
+from sparseflow.bench.saving import saving
 
 
 def launches() -> list[Figure]:
     """The figures of this file."""
-    return [ddp_step("lenet"), ddp_step("mlp"), checkpoint()]
+    return [ddp_step("lenet"), ddp_step("mlp"), *saving(Path.cwd())]
 
 
 def ddp_step(network: str) -> Figure:
@@ -40,23 +35,3 @@ def ddp_step(network: str) -> Figure:
         ratios(sides["ours"], sides["bare"]),
         seconds=sides,
     )
-
-
-def checkpoint(numbers: int = _CHECKPOINT) -> Figure:
-    """Committing float32 tensors with sha256 over torch.save and fsync of the same; the sizes of a small model's."""
-    tensors = {f"{index}.weight": torch.randn(numbers // 10) for index in range(10)}
-    with TemporaryDirectory(dir=Path.cwd()) as folder:
-        place = Path(folder)
-
-        def plain() -> None:
-            with (place / "plain.pt").open("wb") as file:
-                torch.save(tensors, file)
-                file.flush()
-                os.fsync(file.fileno())
-
-        def ours() -> None:
-            commit(place / "ours", lambda: {"state.safetensors": tensors_part(tensors)})
-
-        sides = take_turns({"ours": ours, "plain": plain}, REPEATS)
-    name = f"commit of {4 * numbers / 1e6:.0f} MB with sha256 / torch.save and fsync"
-    return Figure(name, "x", 1.15, False, ratios(sides["ours"], sides["plain"]), seconds=sides)

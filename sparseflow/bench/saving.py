@@ -17,11 +17,11 @@ from sparseflow.files.part import tensors_part
 _BYTES = 400_000_000
 
 
-def saving(nbytes: int = _BYTES, folder: Path | None = None) -> list[Figure]:
+def saving(folder: Path, nbytes: int = _BYTES) -> list[Figure]:
     """Time of a commit with sha256 over that of torch.save; each is a new file, that takes the place of an older one.
 
     Over a torch.save that is flushed to the disk, as a commit is, and over one that is not, and may be gone after a
-    power cut. `folder`: on the disk to measure.
+    power cut. `folder` is on the disk to measure.
     """
     generator = torch.Generator().manual_seed(0)
     state = {f"layer{index}": torch.randn(nbytes // 64, generator=generator) for index in range(16)}
