@@ -151,10 +151,10 @@ def _commit(
     try:
         everybody = ranks.gather({name: entry.model_dump() for name, entry in write(temporary).items()})
         files = {name: Entry(**entry) for entries in everybody for name, entry in entries.items()}
-        manifest = Manifest(files=files, about=dict(about or {}))
-        ranks.first(lambda: _publish(temporary, target, manifest, needed))
-        # What rank 0 was told it is about is what is in the file.
-        return Manifest(files=files, about=ranks.broadcast(manifest.about))
+        published = ranks.first(
+            lambda: _publish(temporary, target, Manifest(files=files, about=dict(about or {})), needed)
+        )
+        return Manifest(files=files, about=published)
     except BaseException:
         if ranks.main:
             _put_back(target)
@@ -220,7 +220,7 @@ def _hash(path: Path) -> Entry:
     return Entry(size=path.stat().st_size, sha256=digest.hexdigest())
 
 
-def _publish(temporary: Path, target: Path, manifest: Manifest, needed: int) -> None:
+def _publish(temporary: Path, target: Path, manifest: Manifest, needed: int) -> dict[str, JsonValue]:
     # What the other ranks have written must be seen from here before it counts.
     for name, entry in manifest.files.items():
         size = (temporary / name).stat().st_size
@@ -237,6 +237,7 @@ def _publish(temporary: Path, target: Path, manifest: Manifest, needed: int) -> 
     os.rename(temporary, target)
     sync_directory(target.parent)
     _clear(before)
+    return manifest.about
 
 
 def _files(directory: Path) -> Iterator[str]:

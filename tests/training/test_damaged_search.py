@@ -194,7 +194,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file(
     assert left_in(tmp_path) == uninterrupted
 
 
-@pytest.mark.parametrize("number", range(0, 200, 10))
+@pytest.mark.parametrize("number", range(0, 200, 20))
 def test_a_disk_that_is_full_at_any_write(
     tmp_path: Path, uninterrupted: dict[str, object], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
