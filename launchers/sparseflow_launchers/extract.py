@@ -40,8 +40,8 @@ def extract_masks(
     """The masks of the weights to keep, by magnitude, as `prune_tensors` gives them for the whole fp32 weights.
 
     filters: name globs of the weights to prune; by default those that the run which wrote the checkpoint called
-    prunable. masks: what is kept so far, of the same weights. Memory: one byte a weight, and one chunk; the weights
-    are read from the files as often as a threshold takes passes.
+    prunable. masks: what is kept so far, of the same weights. Memory: up to two and a half bytes a weight, for masks;
+    the weights are read from the files as often as a threshold takes passes.
     """
     shapes = _prunable(files, filters)
     slices = files.slices(shapes)
