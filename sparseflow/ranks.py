@@ -114,7 +114,7 @@ class Launched(Ranks):
         try:
             said["result"] = function()
         except Exception as caught:  # All must hear of it, whatever it is: they would wait for ever.
-            error, said = caught, {"error": type(caught).__name__, "text": str(caught)}
+            error, said = caught, {"error": [kind.__name__ for kind in type(caught).__mro__], "text": str(caught)}
         everybody = self.gather(said)
         if error is not None:
             raise error
@@ -124,10 +124,10 @@ class Launched(Ranks):
         return [other["result"] for other in everybody]
 
 
-def _kind(name: str) -> type[Exception]:
-    """The builtin error of that name, or RuntimeError: what a caller tells apart are the builtin ones."""
-    found = getattr(builtins, name, None)
-    return found if isinstance(found, type) and issubclass(found, Exception) else RuntimeError
+def _kind(names: list[str]) -> type[Exception]:
+    """The builtin error among a class and its bases: those are what callers tell apart."""
+    found = (getattr(builtins, name, None) for name in names)
+    return next(kind for kind in found if isinstance(kind, type) and issubclass(kind, Exception))
 
 
 @functools.cache
