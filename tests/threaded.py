@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from sparseflow.ranks import Launched, Ranks
@@ -31,8 +32,7 @@ class Threaded(Launched):
         return found
 
     def sum(self, counts: Tensor) -> Tensor:
-        everybody = self.gather(counts.tolist())
-        return counts.new_tensor([sum(numbers) for numbers in zip(*everybody, strict=True)])
+        return torch.tensor(self.gather(counts.tolist()), dtype=counts.dtype).sum(0)
 
 
 def together(world: int, function: Callable[[Ranks], T]) -> list[T | BaseException]:

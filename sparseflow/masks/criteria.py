@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.masks.arguments import choose
+from sparseflow.ranks import Ranks
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,17 @@ def random(weights: Mapping[str, Tensor], seed: int = 0) -> Scores:
         },
         absolute=False,
     )
+
+
+def averaged(scores: Scores, ranks: Ranks) -> Scores:
+    """Returns the mean of all ranks' scores, float32 on the wire, in the dtype that they have; alone, the scores."""
+    if ranks.world == 1:
+        return scores
+    means = {
+        name: (ranks.sum(tensor.detach().float().cpu().clone()) / ranks.world).to(tensor)
+        for name, tensor in scores.tensors.items()
+    }
+    return Scores(means, scores.absolute)
 
 
 def get(criterion: str | Criterion) -> Criterion:

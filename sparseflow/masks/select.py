@@ -13,6 +13,7 @@ from sparseflow.masks.keep import Amounts, keep_units
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import UNSTRUCTURED, Pattern
 from sparseflow.masks.pieces import Pieces
+from sparseflow.ranks import ALONE, Ranks
 
 
 def prune_tensors(
@@ -27,6 +28,7 @@ def prune_tensors(
     rates: Mapping[str, float] | None = None,
     floor: Floor | None = None,
     seed: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Masks:
     """Returns the masks of the weights to keep, a subset of `masks`: what is pruned never returns.
 
@@ -34,7 +36,9 @@ def prune_tensors(
     density: the fraction of all weights to keep; rate: the fraction of the kept ones to prune. Exactly one of
     them, or, for `layerwise`, `rates` (name glob → rate, first match wins) with `rate` for the layers that no
     glob matches. Counts are exact: round half even of density · total or of rate · kept; per layer for
-    `layerwise`. floor: the fewest weights a layer keeps, see `Floor`; the others then give up more.
+    `layerwise`. floor: the fewest weights a layer keeps, see `Floor`; the others then give up more. ranks: where each
+    has the same weights; the scores of a criterion of one's own, which may come from each rank's own data, are averaged
+    over them (4 bytes a weight on the wire), so that all choose the same.
 
     Equal scores are pruned lowest index first, in the order of `weights`. Raises ValueError for a number out
     of range, a density above the current one, scores that are not finite, floors that exceed the target, and
@@ -44,7 +48,10 @@ def prune_tensors(
     score = criteria.get(criterion)
     masks = _checked_masks(weights, masks)
     with torch.no_grad():
-        scores = pattern.unit_scores(_checked_scores(score(weights, seed), weights), masks)
+        found = _checked_scores(score(weights, seed), weights)
+        if callable(criterion):
+            found = criteria.averaged(found, ranks)
+        scores = pattern.unit_scores(found, masks)
         survivors = None if masks is None else {name: pattern.units(mask) for name, mask in masks.items()}
         layers = _layers(weights, scores, survivors)
         units = keep_units(Pieces.whole(scores, survivors), layers, amounts, str(criterion))

@@ -17,6 +17,7 @@ from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.masks.select import prune_tensors
+from sparseflow.ranks import current
 
 # A name glob, several of them, or a function of the dense name.
 ParamFilter = str | Sequence[str] | Callable[[str], bool]
@@ -41,7 +42,8 @@ def prune(
     `density` is the fraction of all prunable weights to keep, `rate` the fraction of the survivors to prune; give
     one. `masks` are the survivors so far: by default those of the sparse layers, else all weights. A pruned weight
     never returns. Prunable are the weights of Linear, Conv2d and transformers' Conv1D, of which `param_filter`
-    keeps those whose dense name matches. The rest as in `masks.prune_tensors`, which also lists the errors.
+    keeps those whose dense name matches. In a launch of several processes, where each has the same weights, all call
+    it and get the same masks. The rest as in `masks.prune_tensors`, which also lists the errors.
     """
     weights = prunable_weights(model, param_filter)
     survivors = dict(current_masks(model)) if masks is None else dict(masks)
@@ -60,6 +62,7 @@ def prune(
         rates=rates,
         floor=floor,
         seed=seed,
+        ranks=current(),
     )
 
 

@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threaded import together
 from torch import Tensor
 
 from sparseflow.masks import Allocation, Masks, Scores, prune_tensors, shuffle_masks
+from sparseflow.ranks import Ranks
 
 LENET = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
 ALLOCATIONS: tuple[Allocation, ...] = ("global", "layerwise", "uniform", "erk")
@@ -245,3 +247,21 @@ def test_shuffle_keeps_the_counts_and_moves_the_places() -> None:
     alone = shuffle_masks({"fc2.weight": masks["fc2.weight"]}, seed=1)
     assert torch.equal(alone["fc2.weight"], shuffled["fc2.weight"])
     assert shuffled["fc1.weight"].shape == (300, 784)
+
+
+def test_scores_of_ones_own_are_averaged_over_ranks() -> None:
+    weights = {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    each = [
+        {"a": torch.tensor([[9.0, 0, 1], [0, 5, 0]]), "b": torch.tensor([0.0, 3, 0, 0])},
+        {"a": torch.tensor([[-9.0, 4, 1], [0, 5, 0]]), "b": torch.tensor([0.0, 3, 0, 8])},
+    ]
+
+    def prune(ranks: Ranks) -> list[bool]:
+        masks = prune_tensors(
+            weights, density=0.4, criterion=lambda weights, seed: Scores(each[ranks.rank], absolute=True), ranks=ranks
+        )
+        return [kept for name in weights for kept in masks[name].flatten().tolist()]
+
+    # Means: 0 2 1, 0 5 0 and 0 3 0 4.
+    expected = [place in (1, 4, 7, 9) for place in range(10)]
+    assert together(2, prune) == [expected, expected]
