@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import signal
 import sys
 import threading
 import traceback
@@ -166,6 +167,7 @@ def _nobody_there(where: str, timeout: float) -> None:
 
 
 def _end_if_lost(launch: Launch | None) -> None:
+    _finish_speaking()
     lost = launch.watch.lost() if launch is not None else None
     if launch is None or lost is None:
         return
@@ -175,6 +177,7 @@ def _end_if_lost(launch: Launch | None) -> None:
 
 
 def _end_with(launch: Launch | None, status: int, text: str) -> NoReturn:
+    _finish_speaking()
     # An error that all have is said once, by rank 0; one that only this rank has, by this rank.
     if launch is None:
         complain(text)
@@ -182,6 +185,12 @@ def _end_with(launch: Launch | None, status: int, text: str) -> NoReturn:
         complain(text if launch.ranks.main else f"rank {launch.ranks.rank}: {text}")
         launch.note(status, text, None)
     _leave(launch, status, f"ended with: {text}")
+
+
+def _finish_speaking() -> None:
+    # torchrun ends the others as soon as it sees that one has ended: before they could say what happened.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with_trace(launch: Launch | None, error: Exception) -> NoReturn:

@@ -33,7 +33,8 @@ class Pulse:
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._next, self._gap = 1, 1
+        # Steps: the next at which they speak, and the last at which they did.
+        self._next, self._last = 1, 0
         self._clock = time.monotonic()
 
     def due(self, done: int) -> bool:
@@ -45,17 +46,18 @@ class Pulse:
         if self._ranks.world == 1:
             return Said(stop, save)
         main = self._ranks.main
-        said = torch.tensor([done, stop, save and main, self._next_gap() if main else 0])
+        said = torch.tensor([done, stop, save and main, self._gap(done) if main else 0])
         steps, stops, saves, gap = self._ranks.sum(said).tolist()
         if steps != done * self._ranks.world:
             raise RanksDifferError(f"the ranks are at different steps; this one, rank {self._ranks.rank}, at {done}")
-        self._next, self._gap = done + gap, gap
+        self._next, self._last = done + gap, done
         return Said(stops > 0, saves > 0)
 
-    def _next_gap(self) -> int:
-        now = time.monotonic()
+    def _gap(self, done: int) -> int:
+        now, steps = time.monotonic(), done - self._last
         passed, self._clock = now - self._clock, now
-        return min(2 * self._gap, max(1, round(self._gap * _EVERY / max(passed, 1e-6))))
+        # At most twice as many as were just timed: the first steps of a training are slow, and say little.
+        return max(1, min(2 * steps, round(steps * _EVERY / max(passed, 1e-6))))
 
 
 def check_structure(model: nn.Module, ranks: Ranks) -> None:
