@@ -31,10 +31,20 @@ def lint() -> bool:
 
 
 # Whatever is not named here belongs to the foundation.
-CPU = ["tests/kernels", "tests/test_bench.py", "tests/test_third_party.py"]
+CPU = [
+    "tests/kernels",
+    "tests/hardware/test_attention.py",
+    "tests/hardware/test_backends.py",
+    "tests/hardware/test_flow.py",
+    "tests/hardware/test_fused_layers.py",
+    "tests/hardware/test_routing.py",
+    "tests/hardware/test_timings.py",
+    "tests/test_bench.py",
+    "tests/test_third_party.py",
+]
 
 
-DISTRIBUTED = ["tests/distributed"]
+DISTRIBUTED = ["tests/distributed", "tests/hardware/test_traffic.py", "tests/masks/test_sharded.py"]
 
 
 def foundation() -> bool:
@@ -43,7 +53,7 @@ def foundation() -> bool:
 
 
 def cpu() -> bool:
-    """The sparse CPU kernels, their bench, and a backend of somebody else's."""
+    """The sparse CPU kernels, routing, every backend's conformance, the bench, and a backend of somebody else's."""
     return _tests(*CPU)
 
 

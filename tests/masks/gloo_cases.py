@@ -56,7 +56,8 @@ def _cases(ranks: Ranks) -> Iterator[tuple[str, bool]]:
             generator = torch.Generator().manual_seed(0)
             weights = split(make(generator, dtype))
             alive = torch.rand(COUNT, generator=generator) < 0.6
-            for drop in (0, 1, COUNT // 3, COUNT - 1, COUNT):
+            # The ends are the same for all dtypes.
+            for drop in (0, 1, COUNT // 3, COUNT - 1, COUNT) if dtype is torch.float32 else (COUNT // 3,):
                 slicing, survivors = choose.choice(list(SLICINGS)), choose.choice([None, alive])
                 slices = SLICINGS[slicing](weights, ranks)
                 kept, expected = _prune(slices, weights, survivors, drop, ranks)
