@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from sparseflow.recipes import Named
+    pass
 
 app = typer.Typer(
     help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
@@ -60,12 +60,12 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Time every backend on a recipe's layers at a density, on this machine, and say which would run them and why."""
-    from sparseflow import data, replay
+    from sparseflow import replay, runs
     from sparseflow.recipes import load_recipe
 
     chosen = load_recipe(recipe, settings or [])
     with _own_output():
-        _make_local(chosen.data, data)
+        runs.make_local(chosen.data, _say)
         made = replay.plan_recipe(chosen, density, fresh)
         charged = replay.charge_recipe(chosen, made, world) if world > 1 else None
     if as_json:
@@ -210,7 +210,7 @@ def main() -> None:
 def _run(
     recipe: str, out: Path | None, settings: list[str], plan: Path | None, resume: bool, replan: bool
 ) -> tuple[Path, dict[str, Any]]:
-    from sparseflow import data, replay, results, runs
+    from sparseflow import replay, results, runs
     from sparseflow.display import make_display
     from sparseflow.recipes import load_recipe
     from sparseflow.training.trainer import Stopped
@@ -220,7 +220,7 @@ def _run(
     folder = out or Path("runs") / chosen.name
     found = runs.open_run(folder, chosen, resume)
     replayed = None if plan is None else replay.read_plans(plan, chosen)
-    _make_local(chosen.data, data)
+    runs.make_local(chosen.data, _say)
     task = runs.check(chosen)
     started = time.monotonic() - runs.begin(found, replan)
     networks = runs.trainings(chosen)
@@ -255,15 +255,8 @@ def _own_output() -> Iterator[None]:
         yield
 
 
-def _make_local(spec: Named, data: Any) -> None:
-    """Fetches one of our data sets where it is not on this machine yet."""
-    name = spec.name
-    if "path" in spec.options:
-        # The user's own file, which `load` will read or miss.
-        return
-    if data.available().get(name, "").startswith("not here"):
-        typer.echo(f"fetching {name} …", err=True)
-        data.fetch(name)
+def _say(text: str) -> None:
+    typer.echo(text, err=True)
 
 
 def _text(found: dict[str, Any]) -> str:

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 import yaml
 
+from sparseflow import data
 from sparseflow.files.atomic import atomic_write
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.sample import untouched
 from sparseflow.masks import Masks
 from sparseflow.ranks import ALONE, Ranks, current
-from sparseflow.recipes import Recipe, make_pruning, make_trainer, read_recipe
+from sparseflow.recipes import Named, Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
 from sparseflow.training.engines import EngineName
@@ -103,6 +104,16 @@ def begin(run: Run, replan: bool = False) -> float:
             f"--out: cannot make the folder {run.folder} or write into it: {error.strerror}; choose another --out"
         ) from None
     return seconds
+
+
+def make_local(spec: Named, say: Callable[[str], None] = lambda text: None) -> None:
+    """Fetches one of our data sets where it is not on this machine yet, and says so."""
+    if "path" in spec.options:
+        # The user's own file, which `load` will read or miss.
+        return
+    if data.available().get(spec.name, "").startswith("not here"):
+        say(f"fetching {spec.name} …")
+        data.fetch(spec.name)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 
-from sparseflow import data, runs
+from sparseflow import runs
 from sparseflow.display import make_display
-from sparseflow.recipes import Recipe
 from sparseflow.runs import Run, Task
 from sparseflow.training.trainer import Listener, Stopped
 from sparseflow.workers import STOPPED, StopFlag, tuned
@@ -36,7 +35,7 @@ class Work:
         """Opens the folder, and checks everything that a recipe can have wrong. `ValueError` on all ranks alike."""
         ranks, run = self.launch.ranks, self.run
         ranks.first(lambda: _open(run, resume))
-        ranks.first(lambda: _fetch(run.recipe))
+        ranks.first(lambda: runs.make_local(run.recipe.data))
         task = ranks.each(lambda: runs.check(run.recipe))
         self._started -= ranks.first(lambda: runs.begin(run, replan))
         check_shared(ranks, run.folder)
@@ -87,11 +86,6 @@ class Work:
 
 def _open(run: Run, resume: bool) -> None:
     runs.open_run(run.folder, run.recipe, resume)
-
-
-def _fetch(recipe: Recipe) -> None:
-    if "path" not in recipe.data.options and data.available().get(recipe.data.name, "").startswith("not here"):
-        data.fetch(recipe.data.name)
 
 
 def _threads() -> int:

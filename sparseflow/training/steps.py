@@ -96,9 +96,9 @@ class Training:
                     # A step returns before the GPU has done it.
                     torch.cuda.synchronize(trainer.device)
                 self.stretches.append((time.perf_counter() - clock) / (done - stretch))
-                self._check_finite(done)
+                loss = self._finite_loss(done)
                 if evaluates:
-                    self._validate(done)
+                    self._validate(done, loss)
                 if stop or said.save:
                     self._keep(done)
                 if stop:
@@ -166,18 +166,14 @@ class Training:
         trainer = self.trainer
         return evaluate(self.model, trainer.data.test, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
 
-    def _loss(self) -> float:
-        """The last step's, over the micro-batches of all ranks, whose losses differ."""
+    def _finite_loss(self, done: int) -> float:
+        """The last step's, over the micro-batches of all ranks, which differ. FloatingPointError on all alike."""
         found = [loss for losses in self.ranks.gather([float(loss) for loss in self.losses]) for loss in losses]
-        return math.fsum(found) / len(found) if all(map(math.isfinite, found)) else float("nan")
-
-    def _check_finite(self, done: int) -> None:
-        # All ranks come to the same end here: they have the same loss, and gradients that were averaged.
-        loss = self._loss()
-        if not math.isfinite(loss):
+        if not all(map(math.isfinite, found)):
             raise FloatingPointError(_NOT_FINITE.format(what="the training loss", step=done))
+        return math.fsum(found) / len(found)
 
-    def _validate(self, done: int) -> None:
+    def _validate(self, done: int, loss: float) -> None:
         trainer = self.trainer
         split = trainer.data.validation
         found = evaluate(self.engine.module, split, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
@@ -192,7 +188,7 @@ class Training:
                 "event": "step",
                 "step": done,
                 "steps": trainer.steps,
-                "loss": self._loss(),
+                "loss": loss,
                 "validation_loss": found.loss,
                 "validation_accuracy": found.accuracy,
                 "step_seconds": self.stretches[-1],

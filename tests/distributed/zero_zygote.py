@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
@@ -19,6 +18,7 @@ from typing import Any
 os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1", TORCHINDUCTOR_COMPILE_THREADS="1")
 
 import zero_jobs
+from launching import free_port
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def _launch(launch: dict[str, Any]) -> dict[str, Any]:
-    port, began = _free_port(), time.monotonic()
+    port, began = free_port(), time.monotonic()
     log = Path(launch["log"])
     children = [_fork(rank, port, launch, log) for rank in range(launch["world"])]
     deadline = began + launch.get("timeout", 60.0)
@@ -80,12 +80,6 @@ def _fork(rank: int, port: int, launch: dict[str, Any], log: Path) -> int:
         sys.stdout.flush()
         # Not by way of pytest's, or anybody's, exit handlers.
         os._exit(status)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -3,10 +3,8 @@
 import errno
 import os
 import random
-import resource
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +211,6 @@ def test_what_is_not_finite_is_refused(target: Path, bad: float) -> None:
     with pytest.raises(ValueError, match="cannot save 'b': expected finite numbers"):
         commit(target, lambda: parts(bad))
     assert scale_in(target) == 1.0
-
-
-@pytest.fixture
-def limited_files() -> Iterator[Callable[[int], None]]:
-    """Bounds what one file may hold, as a full disk does."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda nbytes: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("offset", range(0, 2200, 110))

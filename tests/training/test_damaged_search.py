@@ -3,9 +3,7 @@
 import errno
 import os
 import random
-import resource
 import shutil
-import signal
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -166,15 +164,6 @@ def test_a_folder_of_an_older_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "round-00.json").write_text("{}")
     with pytest.raises(ValueError, match="was written by an earlier sparseflow"):
         search(tmp_path)
-
-
-@pytest.fixture
-def limited_files() -> Iterator[Callable[[int], None]]:
-    """Bounds what one file may hold, as a full disk does."""
-    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda nbytes: resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.mark.parametrize("limit", range(0, 6000, 300))
