@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
     from sparseflow.training.controls import train_control as train_control
-    from sparseflow.training.lottery import Round as Round
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
+    from sparseflow.training.round import Round as Round
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
 

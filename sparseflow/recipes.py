@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from sparseflow import data, models
+from sparseflow.algorithms import make_dynamic
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
@@ -95,7 +96,9 @@ class Recipe(_Strict):
     model: Named
     data: Named
     training: TrainingSpec
-    pruning: PruningSpec
+    # "imp", or a method whose masks change in training: see `sparseflow.algorithms`.
+    algorithm: Named = Named(name="imp")
+    pruning: PruningSpec = PruningSpec.model_validate({"rounds": 1})
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
@@ -122,7 +125,11 @@ class Recipe(_Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
-        make_pruning(self.pruning)
+        if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
+            make_pruning(self.pruning)
+        elif self.pruning.rounds != 1 or self.pruning.model_fields_set - {"rounds", "param_filter"}:
+            name = self.algorithm.name
+            raise ValueError(f"pruning: algorithm {name!r} prunes by its own options; only param_filter goes here")
         return self
 
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseflow import ranks
 from sparseflow.files import Ticket
@@ -29,69 +27,21 @@ from sparseflow.hardware.plan import Plan, densify, plan, sparsify
 from sparseflow.hardware.sample import Sample
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.ranks import Ranks
 from sparseflow.training import proof
 from sparseflow.training.agreement import check_structure
-from sparseflow.training.pruning import ParamFilter, Pruning, prunable_weights
+from sparseflow.training.pruning import ParamFilter, Prunes, Pruning, Start, prunable_weights
 from sparseflow.training.records import Records, describe
+from sparseflow.training.round import Round, masked
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.seeds import derive
 from sparseflow.training.trainer import Stopped, Trainer
 
 Rewind = Literal["weights", "learning_rate", "none"]
-
-
-@dataclass
-class Round:
-    """One network to train: `model`, sparse by `masks`, at its rewind point. `finish` it when it is trained."""
-
-    index: int
-    model: nn.Module
-    masks: Masks
-    plan: Plan | None
-    # The state that training starts from: dense names → tensors, zeros at pruned places.
-    start: dict[str, Tensor] = field(repr=False)
-    # The state that later rounds rewind to: theta_k, whole.
-    rewind_point: dict[str, Tensor] = field(repr=False)
-    metrics: dict[str, Any] | None = None
-    # Of the rewind point, when it was marked.
-    _marked: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._marked = self._marked or proof.digests(self.rewind_point)
-
-    @property
-    def density(self) -> float:
-        return self.masks.density
-
-    def mark_rewind_point(self) -> None:
-        """Makes the present weights theta_k. For rewinding to step k, call it there, in round 0."""
-        if self.index != 0:
-            raise ValueError(f"the rewind point belongs to round 0, this is round {self.index}")
-        self.rewind_point = dense_state(self.model)
-        self._marked = proof.digests(self.rewind_point)
-
-    def after(self, model: nn.Module, masks: Masks, plan: Plan | None, start: dict[str, Tensor]) -> Round:
-        """The next round, with the same rewind point."""
-        return Round(self.index + 1, model, masks, plan, start, self.rewind_point, None, self._marked)
-
-    def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Says that the model is trained. `metrics` goes with the ticket.
-
-        Proves that no pruned weight moved, and that the rewind point did not.
-        """
-        proof.prove_pruned(self.model, self.masks)
-        proof.prove_unmoved(self.rewind_point, self._marked)
-        self.metrics = dict(metrics or {})
-
-    def ticket(self, provenance: Mapping[str, Any] | None = None) -> Ticket:
-        """The ticket: masks and the state to train them from."""
-        made_under = None if self.plan is None else self.plan.to_json()
-        about = {"algorithm": "imp", "round": self.index, "metrics": self.metrics or {}, **(provenance or {})}
-        state = self.start if self.index else self.rewind_point
-        return Ticket(self.masks, state, made_under, about)
 
 
 def rounds(
@@ -132,7 +82,7 @@ def rounds(
 
 def _search(
     model: nn.Module,
-    pruning: Pruning,
+    pruning: Prunes,
     rewind: Rewind,
     backend: str,
     sample: Sample | None,
@@ -169,7 +119,7 @@ def _search(
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = _masked(state, masks_by_every_name(model, masks))
+        start = masked(state, masks_by_every_name(model, masks))
         with autocast():
             chosen = _plan(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
@@ -220,10 +170,6 @@ def _check_replay(recorded: Plan, masks: Masks, index: int) -> None:
         )
 
 
-def _masked(state: dict[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
-
-
 def _check_dense(model: nn.Module, finished: int) -> None:
     # A search that goes on behind its records loads the trained weights anyway.
     sparse = sparse_layers(model)
@@ -269,8 +215,36 @@ def imp(
     """
     if not 0 <= rewind_to < trainer.steps:
         raise ValueError(f"rewind_to: expected a step in [0, {trainer.steps}), got {rewind_to}")
-    records = records or Records(None)
     pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
+    yield from _tickets(trainer, pruning, rewind, rewind_to, backend, records or Records(None))
+
+
+def train_dynamic(
+    trainer: Trainer,
+    method: Dynamic,
+    *,
+    backend: str = "auto",
+    param_filter: ParamFilter | None = None,
+    records: Records | None = None,
+) -> Iterator[Ticket]:
+    """Yields two tickets: of the dense network, and of one that trains from the same weights while its masks change.
+
+    So both have had equal steps, data and noise. The second ticket has the masks of the end and the weights of the
+    beginning. With `records`, a folder, a stopped run resumes by the same call.
+    """
+    start = Start(method, param_filter, derive(trainer.seed, "masks"))
+    yield from _tickets(trainer, start, "weights", 0, backend, records or Records(None), method)
+
+
+def _tickets(
+    trainer: Trainer,
+    pruning: Prunes,
+    rewind: Rewind,
+    rewind_to: int,
+    backend: str,
+    records: Records,
+    dynamic: Dynamic | None = None,
+) -> Iterator[Ticket]:
     yield from records.tickets()
     sample = trainer.sample()
     autocast = trainer.accelerator.autocast
@@ -281,13 +255,16 @@ def imp(
             schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
             at_step={rewind_to: partial(_mark, round, records)} if round.index == 0 and rewind_to else None,
             progress=records.progress(round.index, round.masks, trainer.seed),
+            dynamic=dynamic if round.index else None,
         )
+        if dynamic is not None and round.index:
+            round.take_masks()
         round.finish(describe(round.index, round.masks, round.plan, trained))
         ticket = round.ticket({"seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to})
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
         trainer.model, trainer.last = round.model, trained
         yield ticket
-        if round.index < rounds and trainer.stopping():
+        if round.index < pruning.rounds and trainer.stopping():
             raise Stopped(trainer.steps)
 
 

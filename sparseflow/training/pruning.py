@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from sparseflow.hardware.model import current_masks, dense_weights
 from sparseflow.masks import schedules
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
@@ -64,6 +65,27 @@ def prune(
         seed=seed,
         ranks=current(),
     )
+
+
+class Prunes(Protocol):
+    """What decides the masks of each round of a search."""
+
+    @property
+    def rounds(self) -> int:
+        """How many prunings there are."""
+        ...
+
+    @property
+    def param_filter(self) -> ParamFilter | None:
+        """Which weights may be pruned."""
+        ...
+
+    def check(self, model: nn.Module, masks: Masks) -> None:
+        """Says what does not fit the model, before the first training."""
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+        """The masks after the pruning of that number, 1 to `rounds`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,24 @@ class Pruning:
             param_filter=self.param_filter,
             seed=self.seed,
         )
+
+
+@dataclass(frozen=True)
+class Start:
+    """One pruning: the masks with which a method that changes them in training begins."""
+
+    method: Dynamic
+    param_filter: ParamFilter | None = None
+    seed: int = 0
+    rounds: int = 1
+
+    def check(self, model: nn.Module, masks: Masks) -> None:
+        """Says what does not fit the model, before the first training."""
+        self(model, masks, 1)
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+        """The masks to begin with."""
+        return self.method.start(prunable_weights(model, self.param_filter), self.seed)
 
 
 def prunable_weights(model: nn.Module, param_filter: ParamFilter | None = None) -> dict[str, Tensor]:
