@@ -84,6 +84,9 @@ class PruningSpec(_Strict):
     rewind_to: int = Field(0, ge=0)
 
 
+_ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
+
+
 class ControlSpec(_Strict):
     rounds: list[int] = []
     kinds: list[Kind] = ["reinit", "shuffle", "random"]
@@ -98,7 +101,7 @@ class Recipe(_Strict):
     training: TrainingSpec
     # "imp", or a method whose masks change in training: see `sparseflow.algorithms`.
     algorithm: Named = Named(name="imp")
-    pruning: PruningSpec = PruningSpec.model_validate({"rounds": 1})
+    pruning: PruningSpec = _ONE_ROUND
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
@@ -127,7 +130,7 @@ class Recipe(_Strict):
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
-        elif self.pruning.rounds != 1 or self.pruning.model_fields_set - {"rounds", "param_filter"}:
+        elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
             name = self.algorithm.name
             raise ValueError(f"pruning: algorithm {name!r} prunes by its own options; only param_filter goes here")
         return self
