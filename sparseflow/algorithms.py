@@ -7,12 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from sparseflow.masks.dynamic import SET, Dynamic, RigL
+from sparseflow.masks.phases import ACDC, GMP, SPDF, Static
 from sparseflow.resolve import call, choose
 
 # Of the training's steps, when masks stop to change unless the recipe says so: as in Evci et al., 2020, §4.
 _UNTIL = 0.75
 
-_METHODS: dict[str, Callable[..., Dynamic]] = {"rigl": RigL, "set": SET}
+_METHODS: dict[str, Callable[..., Dynamic]] = {
+    "acdc": ACDC,
+    "gmp": GMP,
+    "rigl": RigL,
+    "set": SET,
+    "spdf": SPDF,
+    "static": Static,
+}
 
 
 def make_dynamic(name: str, options: Mapping[str, Any], steps: int) -> Dynamic | None:

@@ -34,6 +34,11 @@ class Dynamic(Protocol):
         """Whether an update stands in the place of the optimizer's step, rather than after it."""
         ...
 
+    @property
+    def settled(self) -> int:
+        """From how many steps done the network has the density that it ends with: only then is it a result."""
+        ...
+
     def start(self, weights: Mapping[str, Tensor], seed: int) -> Masks:
         """The masks of the untrained network."""
         ...
@@ -72,6 +77,7 @@ class RigL:
 
     uses_gradients = True
     replaces_step = True
+    settled = 0
 
     def __post_init__(self) -> None:
         check_replacing("RigL", self.density, self.until, self.every, self.drop)
@@ -112,6 +118,7 @@ class SET:
 
     uses_gradients = False
     replaces_step = False
+    settled = 0
 
     def __post_init__(self) -> None:
         check_replacing("SET", self.density, self.until, self.every, self.drop)

@@ -84,6 +84,8 @@ class Training:
         self.first = self.start = start
         self.engine = make_engine(trainer.engine, model, self._make_optimizer, trainer.accelerator, self.ranks)
         self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
+        # Before, a network that gets sparser on its way is not yet what it will be.
+        self.settled = 0 if dynamic is None else dynamic.settled
         self.noise = derive(trainer.seed, "noise")
         self.best_loss, self.best_step = float("inf"), start
         self.best_state: dict[str, Tensor] = {}
@@ -212,7 +214,7 @@ class Training:
         found = evaluate(self.engine.module, split, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
         if not math.isfinite(found.loss):
             raise FloatingPointError(_NOT_FINITE.format(what="the validation loss", step=done))
-        if found.loss < self.best_loss:
+        if found.loss < self.best_loss and done >= self.settled:
             self.best_loss, self.best_step = found.loss, done
             self.engine.gather()
             self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}

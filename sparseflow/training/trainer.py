@@ -152,6 +152,11 @@ class Trainer:
         """
         if not 0 <= start < self.steps:
             raise ValueError(f"start: expected a step in [0, {self.steps}), got {start}")
+        if dynamic is not None and dynamic.settled > self.steps:
+            raise ValueError(
+                f"{type(dynamic).__name__}: its masks have their last density after {dynamic.settled} steps, and the "
+                f"training has {self.steps}; end them earlier, or train longer"
+            )
         run = Training(self, model, start, schedule or self.schedule, progress, dynamic)
         began = time.perf_counter()
         for step in run.remaining():

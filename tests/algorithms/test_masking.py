@@ -15,12 +15,14 @@ from sparseflow.files import Ticket
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.model import sparse_layers
 from sparseflow.masks.dynamic import SET, Dynamic, RigL
+from sparseflow.masks.phases import ACDC, GMP, SPDF, Static
 from sparseflow.training.lottery import train_dynamic
 from sparseflow.training.pruning import Start
 from sparseflow.training.records import Records
 from sparseflow.training.trainer import Stopped, Trainer
 
 METHODS = [RigL(0.4, until=6, every=2), SET(0.4, until=6, every=2)]
+PHASES = [GMP(0.4, until=5, every=2), ACDC(0.4, 1, 2, 5), SPDF(0.4, 3), Static(0.4)]
 ADAM = partial(torch.optim.Adam, lr=0.01, fused=True)
 
 
@@ -42,7 +44,7 @@ def sparse_trainer(method: Dynamic, backend: str = "dense-compact", **changes: A
 
 
 @pytest.mark.parametrize("optimizer", [SGD, ADAM])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + PHASES)
 def test_stopped_at_every_step(tmp_path: Path, method: Dynamic, optimizer: Any) -> None:
     whole = train(tmp_path / "whole", method, tiny_trainer(optimizer=optimizer))
     stops = 0
@@ -67,7 +69,7 @@ def test_every_backend_finds_the_same_masks(method: Dynamic) -> None:
     assert found["cpu"] != begun.digest
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", METHODS + PHASES)
 def test_pruned_weights_and_their_optimizer_state_are_zero_after_each_step(method: Dynamic) -> None:
     trainer = sparse_trainer(method, "dense", optimizer=partial(SGD, weight_decay=0.1))
     digests, step = set(), trainer.stepper(trainer.model, method)
@@ -77,7 +79,7 @@ def test_pruned_weights_and_their_optimizer_state_are_zero_after_each_step(metho
             assert not layer.weight[~layer.mask].any()
             assert not layer.values[~layer.mask].any()
         digests.add(sf.Masks({name: layer.mask for name, layer in sparse_layers(trainer.model).items()}).digest)
-    assert len(digests) == 3
+    assert len(digests) == {RigL: 3, SET: 3, GMP: 4, ACDC: 3, SPDF: 2, Static: 1}[type(method)]
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_whole() -> None:
@@ -111,3 +113,28 @@ def test_an_overflowed_gradient_changes_no_mask() -> None:
     trainer.loss = lambda y, target: (y * torch.inf).sum()
     trainer.stepper(trainer.model, METHODS[0])(2)
     assert all(torch.equal(layer.mask, before[name]) for name, layer in sparse_layers(trainer.model).items())
+
+
+def test_outputs_are_the_same_bits_when_a_sparse_model_becomes_dense() -> None:
+    # What SPDF does at the step between its two halves.
+    trainer = sparse_trainer(PHASES[2], backend="dense")
+    trainer.stepper(trainer.model)(0)
+    model, x = trainer.model.eval(), trainer.sample()
+    before = model(x)
+    sf.remask(model, {name: torch.ones_like(layer.mask) for name, layer in sparse_layers(model).items()})
+    assert torch.equal(model(x), before)
+
+
+def test_early_stop_waits_for_the_last_density() -> None:
+    method = GMP(0.4, until=4, every=1)
+    trainer = sparse_trainer(method, evaluate_every=1)
+    # The best network is the first one, unless one has to wait.
+    trainer.schedule = lambda step: 0.0
+    assert trainer.train(trainer.model, dynamic=method).early_stop_step >= 5
+
+
+def test_masks_that_would_never_be_done() -> None:
+    trainer = sparse_trainer(PHASES[1])
+    message = "ACDC: its masks have their last density after 9 steps, and the training has 6"
+    with pytest.raises(ValueError, match=message):
+        trainer.train(trainer.model, dynamic=ACDC(0.4, 1, 1, 9))
