@@ -1,0 +1,120 @@
+"""One masked linear layer with fresh random numbers: its three products, and what each must compute.
+
+Shapes: O out, I in, T tokens. Activations are feature-major: x (I, T), dy (O, T).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sparseflow.bench.gpu.clock import copies_beyond
+from sparseflow.bench.gpu.setting import Setting, Shape
+from sparseflow.training.proof import TOLERANCE
+from sparseflow_kernels import reference
+
+Product = Literal["forward", "dgrad", "wgrad"]
+PRODUCTS: tuple[Product, ...] = ("forward", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A weight (O, I), zero where `mask` prunes it, and so many copies of x and dy that no cache holds them all."""
+
+    shape: Shape
+    density: float
+    mask: Tensor
+    weight: Tensor
+    xs: tuple[Tensor, ...]
+    dys: tuple[Tensor, ...]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weight and activations."""
+        return self.weight.dtype
+
+    @property
+    def copies(self) -> int:
+        """How many inputs there are to take in turn."""
+        return len(self.xs)
+
+    def expected(self, product: Product) -> Tensor:
+        """What a product of the first copies must be, in float64: y (O, T), dx (I, T), or dweight (O, I)."""
+        if product == "forward":
+            return reference.linear(self.xs[0].t(), self.weight, self.mask).t()
+        dx, dweight = reference.linear_backward(self.dys[0].t(), self.xs[0].t(), self.weight, self.mask)
+        return dx.t() if product == "dgrad" else dweight
+
+
+def problem(setting: Setting, shape: Shape, dtype: torch.dtype, density: float) -> Problem:
+    """A random mask of this density, of at least one weight, and normal random numbers."""
+    size, options = (shape.outputs, shape.inputs), {"device": setting.device, "generator": setting.generator}
+    mask = torch.rand(size, **options) < density
+    mask[0, 0] = True
+    weight = torch.where(mask, torch.randn(size, **options), 0.0).to(dtype)
+    copies = copies_beyond(setting.l2, shape.inputs * shape.tokens * dtype.itemsize)
+    xs, dys = (
+        tuple(torch.randn(rows, shape.tokens, **options).to(dtype) for _ in range(copies))
+        for rows in (shape.inputs, shape.outputs)
+    )
+    return Problem(shape, density, mask, weight, xs, dys)
+
+
+def judge(got: Tensor, expected: Tensor, tolerance: float | None = None) -> tuple[str, float]:
+    """("ok", error), or what is wrong with a result, and how far its worst row is off.
+
+    The error of a row is its RMS difference over the RMS of all of `expected`, so that one wrong row is not lost
+    among thousands that are right. It may be as large as the tolerance of the dtype of `got`.
+    """
+    if got.shape != expected.shape:
+        return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}", float("inf")
+    allowed = TOLERANCE[got.dtype] if tolerance is None else tolerance
+    scale = expected.pow(2).mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    errors = (got.double() - expected).pow(2).mean(1).sqrt() / scale
+    row = int(errors.nan_to_num(nan=float("inf")).argmax())
+    worst = float(errors[row])
+    # Not `worst > allowed`: NaN, which stands where nothing was written, must fail.
+    if worst <= allowed:
+        return "ok", worst
+    return f"row {row}: relative error {worst:.1e}, allowed {allowed:.0e}", worst
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Inside, memory that torch hands out holds NaN, so that a place that nobody writes shows in the result."""
+    before, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with warnings.catch_warnings():
+            # That a product of torch is not deterministic is no concern here; filling memory is all that we want.
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+
+
+@contextmanager
+def float32_products(precision: Literal["highest", "high"]) -> Iterator[None]:
+    """Inside, torch multiplies float32 so: "highest" is IEEE, "high" is TF32 where the chip has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def dense_launches(problem: Problem) -> dict[Product, Callable[[int], Tensor]]:
+    """torch's dense products on the masked weight; the weight gradient is that of all weights."""
+    weight, xs, dys = problem.weight, problem.xs, problem.dys
+    return {
+        "forward": lambda number: weight @ xs[number],
+        "dgrad": lambda number: weight.t() @ dys[number],
+        "wgrad": lambda number: dys[number] @ xs[number].t(),
+    }
