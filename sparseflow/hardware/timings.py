@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from sparseflow.hardware.backends import Cost
+from sparseflow.hardware.cache import cache_folder
 from sparseflow.hardware.workload import Workload
 
 _FORMAT = "sparseflow timings 1"
@@ -25,9 +26,8 @@ _LIMIT = 4000
 class Timings:
     """Costs by machine, versions, native order and workload. What is put in is written by `save`, all at once.
 
-    Kept in `$SPARSEFLOW_CACHE_DIR`, else `$XDG_CACHE_HOME/sparseflow`, else `~/.cache/sparseflow`; an empty
-    `SPARSEFLOW_CACHE_DIR` turns it off. Nothing here ever fails: a file that cannot be read or written is no cache.
-    With `fresh` nothing is found, but what is measured replaces what was there.
+    Kept in the `cache_folder`, if there is one. Nothing here ever fails: a file that cannot be read or written is no
+    cache. With `fresh` nothing is found, but what is measured replaces what was there.
     """
 
     def __init__(self, fresh: bool = False) -> None:
@@ -58,16 +58,8 @@ class Timings:
 
 
 def _path() -> Path | None:
-    own = os.environ.get("SPARSEFLOW_CACHE_DIR")
-    if own is not None:
-        return Path(own) / "timings.json" if own else None
-    shared = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(shared) if shared else Path.home() / ".cache"
-    # Path.home where there is no home.
-    except RuntimeError:
-        return None
-    return folder / "sparseflow" / "timings.json"
+    folder = cache_folder()
+    return None if folder is None else folder / "timings.json"
 
 
 def _key(layout: str, work: Workload) -> str:
