@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -21,3 +25,30 @@ def cache_folder() -> Path | None:
     except RuntimeError:
         return None
     return folder / "sparseflow"
+
+
+def read_cache(path: Path, form: str) -> dict[str, object]:
+    """What `write_cache` wrote there; empty where nothing is, or anything else."""
+    try:
+        content = json.loads(path.read_text())
+    # Neither JSON nor text are ValueErrors; brackets without end are a RecursionError.
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != form:
+        return {}
+    found = content.get("timings")
+    return found if isinstance(found, dict) else {}
+
+
+def write_cache(path: Path, form: str, timings: Mapping[str, object]) -> None:
+    """Replaces the file in one step, or leaves it alone where it cannot be written."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
+        try:
+            with open(descriptor, "w") as file:
+                json.dump({"format": form, "timings": timings}, file, indent=0)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise

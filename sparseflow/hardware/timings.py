@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import math
 import os
 import platform
-import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from sparseflow.hardware.backends import Cost
-from sparseflow.hardware.cache import cache_folder
+from sparseflow.hardware.cache import cache_folder, read_cache, write_cache
 from sparseflow.hardware.workload import Workload
 
 _FORMAT = "sparseflow timings 1"
@@ -32,7 +30,7 @@ class Timings:
 
     def __init__(self, fresh: bool = False) -> None:
         self._path = _path()
-        self._found = {} if fresh or self._path is None else _read(self._path)
+        self._found = {} if fresh or self._path is None else read_cache(self._path, _FORMAT)
         self._new: dict[str, list[float]] = {}
 
     def get(self, layout: str, work: Workload) -> Cost | None:
@@ -48,13 +46,12 @@ class Timings:
         """Adds the new costs to the file. Of two processes that write at once, one may lose its own."""
         if self._path is None or not self._new:
             return
-        merged = _read(self._path)
+        merged = read_cache(self._path, _FORMAT)
         for key, numbers in self._new.items():
             # Last, as the youngest.
             merged.pop(key, None)
             merged[key] = numbers
-        with contextlib.suppress(OSError):
-            _write(self._path, dict(list(merged.items())[-_LIMIT:]))
+        write_cache(self._path, _FORMAT, dict(list(merged.items())[-_LIMIT:]))
 
 
 def _path() -> Path | None:
@@ -89,30 +86,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "none"
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text())
-    # Neither JSON nor text are ValueErrors; brackets without end are a RecursionError.
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        return {}
-    timings = content.get("timings")
-    return timings if isinstance(timings, dict) else {}
-
-
-def _write(path: Path, timings: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with open(descriptor, "w") as file:
-            json.dump({"format": _FORMAT, "timings": timings}, file, indent=0)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _cost(numbers: object) -> Cost | None:
