@@ -15,7 +15,9 @@ class Point:
     """Seconds of one launch, sample by sample: of a `product`, on a `side` such as dense or gather.
 
     `shape` is (O, I, T). `check` is "ok" or what is wrong with the result; `error` is its relative error. Nothing
-    wrong has seconds. `by` says how they were taken, `config` with which tiles. `absent` says why nothing ran.
+    wrong has seconds. `by` says how they were taken, `config` with which tiles, `height` the rows
+    or steps that share what a kernel loads. `moved` are the bytes of a launch where
+    a rate is what we want to know. `absent` says why nothing ran.
     """
 
     section: str
@@ -29,6 +31,8 @@ class Point:
     seconds: tuple[float, ...] = ()
     by: str = ""
     config: str = ""
+    height: int = 1
+    moved: int = 0
     absent: str = ""
 
     def __post_init__(self) -> None:
@@ -52,6 +56,7 @@ class Point:
             return f"{line} WRONG RESULT: {self.check}"
         error = "" if self.error is None else f"error {self.error:.1e}"
         time = "" if self.time is None else f"{self.time * 1e6:10.1f} µs"
+        time += f" {self.moved / self.time / 1e12:.2f} TB/s" if self.time and self.moved else ""
         return f"{line}{time}  {error:<14} {self.config} {self.by if self.by != 'graph' else ''}".rstrip()
 
 
