@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sparseflow.bench.gpu.point import Point, Side, measure
+from sparseflow.bench.gpu.point import Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.setting import Setting
 
 _MEMORY = 2**30
@@ -32,11 +32,11 @@ def _copy(setting: Setting, nbytes: int) -> Side:
     y = torch.full_like(x, float("nan"))
     point = _point("copy in memory, read and written", x, 2 * nbytes)
 
-    def verdict() -> tuple[str, float]:
+    def verdict() -> Verdict:
         y.copy_(x)
         return ("ok", 0.0) if torch.equal(x, y) else ("the copy differs", float("inf"))
 
-    return Side(point, lambda number: y.copy_(x), verdict)
+    return Side(point, lambda: Ready(lambda number: y.copy_(x), verdict))
 
 
 def _l2(setting: Setting, nbytes: int, total: int, programs: int) -> Side:
@@ -49,12 +49,12 @@ def _l2(setting: Setting, nbytes: int, total: int, programs: int) -> Side:
     def launch(number: int) -> Tensor:
         return read(x, rounds, programs)
 
-    def verdict() -> tuple[str, float]:
+    def verdict() -> Verdict:
         expected = rounds * x.double().sum()
         error = float((launch(0).double().sum() - expected).abs() / (rounds * x.double().abs().sum()))
         return ("ok" if error < 1e-6 else f"the sum is off by {error:.1e}"), error
 
-    return Side(_point("read again and again", x, rounds * nbytes), launch, verdict)
+    return Side(_point("read again and again", x, rounds * nbytes), lambda: Ready(launch, verdict))
 
 
 def _point(side: str, x: Tensor, moved: int) -> Point:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from sparseflow.bench.gpu.point import Point, Side, measure
+from sparseflow.bench.gpu.point import Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import (
     PRODUCTS,
     Problem,
@@ -19,7 +19,7 @@ from sparseflow.bench.gpu.problem import (
     poisoned,
     problem,
 )
-from sparseflow.bench.gpu.setting import Setting, short
+from sparseflow.bench.gpu.setting import Setting
 
 # Zeros in the operands let a chip draw less power, and clock higher.
 _DENSITIES = (1.0, 0.5, 0.1, 0.01)
@@ -53,18 +53,16 @@ def dense(setting: Setting) -> Iterator[Point]:
 
 
 def dense_side(
-    section: str, task: Problem, product: Product, tolerance: float | None = None, dtype: str | None = None
+    section: str, task: Problem, product: Product, tolerance: float | None = None, dtype: str = ""
 ) -> Side:
     """torch's dense product on the masked weight."""
     launch = dense_launches(task)[product]
-    size = (task.shape.outputs, task.shape.inputs, task.shape.tokens)
-    point = Point(section, "dense", product, dtype or short(task.dtype), task.density, size)
 
-    def verdict() -> tuple[str, float]:
+    def verdict() -> Verdict:
         with poisoned():
             got = launch(0)
-        # Of the weight gradient only the kept entries are defined by the reference.
+        # Of the weight gradient the reference knows the kept entries alone.
         got = torch.where(task.mask, got, 0.0) if product == "wgrad" else got
         return judge(got, task.expected(product), tolerance)
 
-    return Side(point, launch, verdict)
+    return Side(task.point(section, "dense", product, dtype), lambda: Ready(launch, verdict))

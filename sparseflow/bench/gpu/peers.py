@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.sparse import to_sparse_semi_structured
 
 from sparseflow.bench.gpu.dense import dense_side
-from sparseflow.bench.gpu.point import Absent, Point, Side, first_line, measure
+from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, first_line, measure
 from sparseflow.bench.gpu.problem import Problem, judge, poisoned, problem
-from sparseflow.bench.gpu.setting import Setting, short
+from sparseflow.bench.gpu.setting import Setting
 
 # Wide enough for the tensor cores; every block of a random mask holds something.
 _BLOCK = 64
@@ -59,27 +59,20 @@ def cusparselt_version() -> str:
 
 
 def _library_side(section: str, name: str, task: Problem, convert: Callable[[Tensor], Tensor]) -> Side:
-    converted: list[Tensor] = []
-    size = (task.shape.outputs, task.shape.inputs, task.shape.tokens)
-    point = Point(section, name, "forward", short(task.dtype), task.density, size)
-
-    def launch(number: int) -> Tensor:
-        return converted[0] @ task.xs[number]
-
-    def verdict() -> tuple[str, float]:
+    def prepare() -> Ready:
         # torch calls these formats a prototype or a beta, once a process.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             try:
-                converted.append(convert(task.weight))
+                weight = convert(task.weight)
                 with poisoned():
-                    got = launch(0)
+                    got = weight @ task.xs[0]
             # A format without a kernel for this dtype or device: a finding about torch, not about us.
             except RuntimeError as error:
                 raise Absent(first_line(error)) from error
-        return judge(got, task.expected("forward"))
+        return Ready(lambda number: weight @ task.xs[number], lambda: judge(got, task.expected("forward")))
 
-    return Side(point, launch, verdict)
+    return Side(task.point(section, name, "forward"), prepare)
 
 
 def _two_of_four(task: Problem, filled: float, generator: torch.Generator) -> Problem:

@@ -10,6 +10,10 @@ from typing import Any
 from sparseflow.bench.gpu.clock import Launch, take_turns
 
 
+# "ok" or what is wrong with a result, and its relative error.
+Verdict = tuple[str, float]
+
+
 @dataclass(frozen=True)
 class Point:
     """Seconds of one launch, sample by sample: of a `product`, on a `side` such as dense or gather.
@@ -61,41 +65,50 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Ready:
+    """What can be launched now, the judge of its result, and how it was configured."""
+
+    launch: Launch
+    judge: Callable[[], Verdict]
+    config: str = ""
+    height: int = 1
+
+
+@dataclass(frozen=True)
 class Side:
-    """What is to be measured: the point without its times, one launch, and the judge of the launch's result."""
+    """What is to be measured: the point that it will be, and what makes it ready (packs, converts, tunes)."""
 
     point: Point
-    launch: Launch
-    judge: Callable[[], tuple[str, float]]
+    prepare: Callable[[], Ready]
 
 
 class Absent(Exception):
-    """Raised by a judge where the machine, or torch, cannot run the side at all; the text says why."""
+    """Raised while a side is prepared or judged, where the machine, or torch, cannot run it; the text says why."""
 
 
 def measure(sides: Sequence[Side], copies: int, timed: bool) -> list[Point]:
     """The sides' points: all checked first, then those that are right timed in turn, if `timed`."""
-    points = [_checked(side) for side in sides]
+    checked = [_checked(side) for side in sides]
+    points = [point for point, _ in checked]
     if timed:
-        right = {
-            str(number): sides[number].launch
-            for number, point in enumerate(points)
-            if point.check == "ok" and not point.absent
-        }
+        right = {str(number): ready.launch for number, (_, ready) in enumerate(checked) if ready is not None}
         for key, timing in take_turns(right, copies).items():
             points[int(key)] = replace(points[int(key)], seconds=timing.samples, by=timing.by)
     return points
 
 
-def _checked(side: Side) -> Point:
+def _checked(side: Side) -> tuple[Point, Ready | None]:
+    """The point without times, and what to time if its result is right."""
     try:
-        check, error = side.judge()
+        ready = side.prepare()
+        check, error = ready.judge()
     except Absent as reason:
-        return replace(side.point, absent=str(reason))
+        return replace(side.point, absent=str(reason)), None
     # Whatever a launch raises, from a compiler, a driver or torch, is its result; the other sides go on.
     except Exception as error:
-        return replace(side.point, check=f"{type(error).__name__}: {first_line(error)}")
-    return replace(side.point, check=check, error=error)
+        return replace(side.point, check=f"{type(error).__name__}: {first_line(error)}"), None
+    point = replace(side.point, check=check, error=error, config=ready.config, height=ready.height)
+    return point, ready if check == "ok" else None
 
 
 def first_line(error: Exception) -> str:

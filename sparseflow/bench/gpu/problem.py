@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from sparseflow.bench.gpu.clock import copies_beyond
-from sparseflow.bench.gpu.setting import Setting, Shape
+from sparseflow.bench.gpu.point import Point, Verdict
+from sparseflow.bench.gpu.setting import Setting, Shape, short
 from sparseflow.training.proof import TOLERANCE
 from sparseflow_kernels import reference
 
@@ -38,6 +39,11 @@ class Problem:
     def dtype(self) -> torch.dtype:
         """Of weight and activations."""
         return self.weight.dtype
+
+    def point(self, section: str, side: str, product: str, dtype: str = "") -> Point:
+        """The point, not yet measured, of one product of this problem, or of its whole step."""
+        size = (self.shape.outputs, self.shape.inputs, self.shape.tokens)
+        return Point(section, side, product, dtype or short(self.dtype), self.density, size)
 
     @property
     def copies(self) -> int:
@@ -66,7 +72,7 @@ def problem(setting: Setting, shape: Shape, dtype: torch.dtype, density: float) 
     return Problem(shape, density, mask, weight, xs, dys)
 
 
-def judge(got: Tensor, expected: Tensor, tolerance: float | None = None) -> tuple[str, float]:
+def judge(got: Tensor, expected: Tensor, tolerance: float | None = None) -> Verdict:
     """("ok", error), or what is wrong with a result, and how far its worst row is off.
 
     The error of a row is its RMS difference over the RMS of all of `expected`, so that one wrong row is not lost

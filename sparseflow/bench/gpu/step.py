@@ -6,15 +6,15 @@ every step. The optimizer's update, which short values make cheaper too, is not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sparseflow.bench.gpu.point import Absent, Point, Side, measure
+from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import PRODUCTS, Problem, judge, poisoned, problem
-from sparseflow.bench.gpu.setting import Setting, short
+from sparseflow.bench.gpu.setting import Setting
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.backends.base import FusedOp, MasterOp
@@ -32,9 +32,9 @@ def step(setting: Setting) -> Iterator[Point]:
     for dtype in (torch.float32, torch.bfloat16):
         for density in setting.densities:
             task = problem(setting, setting.shape, dtype, density)
-            work = _workload(task, chained=True)
+            work = workload(task, chained=True)
             sides = [_side(name, name, task, work) for name in BACKENDS]
-            sides.append(_side("triton alone", "triton", task, _workload(task, chained=False)))
+            sides.append(_side("triton alone", "triton", task, workload(task, chained=False)))
             points = measure(sides, task.copies, setting.timed)
             yield from points
             if setting.timed:
@@ -55,40 +55,8 @@ def run_step(op: SparseOp, values: Tensor, x: Tensor, dy: Tensor, chained: bool)
     return y, dx, dvalues.to(values.dtype)
 
 
-def _side(name: str, backend: str, task: Problem, work: Workload) -> Side:
-    runs = _Runs(backend, task, work)
-    size = (task.shape.outputs, task.shape.inputs, task.shape.tokens)
-    point = Point("step", name, "step", short(task.dtype), task.density, size)
-    return Side(point, runs.launch, runs.verdict)
-
-
-class _Runs:
-    """The steps of one backend on a problem; packed when judged, so that what cannot run says so there."""
-
-    def __init__(self, backend: str, task: Problem, work: Workload) -> None:
-        self.backend, self.task, self.work = backends.get(backend), task, work
-
-    def launch(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
-        return run_step(self.op, self.values, self.xs[number], self.dys[number], self.work.chained_out)
-
-    def verdict(self) -> tuple[str, float]:
-        task, work = self.task, self.work
-        reason = self.backend.unsupported(work)
-        if reason is not None:
-            raise Absent(reason)
-        self.op = self.backend.pack(task.mask, self.backend.layout(work))
-        self.values = self.op.pack_values(task.weight.float())
-        chained = isinstance(self.op, FusedOp) and work.chained_in
-        self.xs, self.dys = ([_rows(one, chained) for one in inputs] for inputs in (task.xs, task.dys))
-        with poisoned():
-            y, dx, dvalues = self.launch(0)
-        got = (y.t(), dx.t(), self.op.unpack_values(dvalues).to(task.dtype))
-        found = [judge(one, task.expected(product)) for product, one in zip(PRODUCTS, got)]
-        wrong = [f"{product}: {text}" for product, (text, _) in zip(PRODUCTS, found) if text != "ok"]
-        return "; ".join(wrong) or "ok", max(error for _, error in found)
-
-
-def _workload(task: Problem, chained: bool) -> Workload:
+def workload(task: Problem, chained: bool) -> Workload:
+    """The layer as backends see it; `chained` where its neighbours are sparse layers too."""
     return Workload(
         shape=(task.shape.outputs, task.shape.inputs),
         rows=task.shape.tokens,
@@ -98,6 +66,38 @@ def _workload(task: Problem, chained: bool) -> Workload:
         chained_in=chained,
         chained_out=chained,
     )
+
+
+def _side(name: str, backend: str, task: Problem, work: Workload) -> Side:
+    def prepare() -> Ready:
+        found = backends.get(backend)
+        reason = found.unsupported(work)
+        if reason is not None:
+            raise Absent(reason)
+        layout = found.layout(work)
+        op = found.pack(task.mask, layout)
+        values = op.pack_values(task.weight.float())
+        chained = isinstance(op, FusedOp) and work.chained_in
+        xs, dys = ([_rows(one, chained) for one in inputs] for inputs in (task.xs, task.dys))
+
+        def launch(number: int) -> tuple[Tensor, Tensor, Tensor]:
+            return run_step(op, values, xs[number], dys[number], work.chained_out)
+
+        return Ready(launch, lambda: _judge(task, op, *_poisoned_step(launch)), layout)
+
+    return Side(task.point("step", name, "step"), prepare)
+
+
+def _poisoned_step(launch: Callable[[int], tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    with poisoned():
+        return launch(0)
+
+
+def _judge(task: Problem, op: SparseOp, y: Tensor, dx: Tensor, dvalues: Tensor) -> Verdict:
+    got = (y.t(), dx.t(), op.unpack_values(dvalues).to(task.dtype))
+    found = [judge(one, task.expected(product)) for product, one in zip(PRODUCTS, got)]
+    wrong = [f"{product}: {text}" for product, (text, _) in zip(PRODUCTS, found) if text != "ok"]
+    return "; ".join(wrong) or "ok", max(error for _, error in found)
 
 
 def _rows(features: Tensor, feature_major: bool) -> Tensor:
