@@ -52,9 +52,7 @@ def dense(setting: Setting) -> Iterator[Point]:
                 yield from measure(sides, task.copies, setting.timed)
 
 
-def dense_side(
-    section: str, task: Problem, product: Product, tolerance: float | None = None, dtype: str = ""
-) -> Side:
+def dense_side(section: str, task: Problem, product: Product, tolerance: float | None = None, dtype: str = "") -> Side:
     """torch's dense product on the masked weight."""
     launch = dense_launches(task)[product]
 

@@ -54,8 +54,7 @@ def fit(chip: ChipModel, samples: Iterable[Sample]) -> list[Fit]:
     for sample in samples:
         groups.setdefault(eta_name(sample.call.family, sample.call.dtype), []).append(sample)
     return [
-        Fit(name, math.exp(_log_eta(chip, found)), len(found), _held_out(chip, found))
-        for name, found in groups.items()
+        Fit(name, math.exp(_log_eta(chip, found)), len(found), _held_out(chip, found)) for name, found in groups.items()
     ]
 
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 
 from sparseflow.bench.gpu.clock import REPEATS
-from sparseflow.bench.gpu.gather import structures
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import Problem, problem
+from sparseflow.bench.gpu.products import structures
 from sparseflow.bench.gpu.setting import Setting
 from sparseflow.bench.gpu.step import workload
 from sparseflow.hardware import backends

@@ -13,6 +13,7 @@ from torch.sparse import to_sparse_semi_structured
 from sparseflow.bench.gpu.dense import dense_side
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, first_line, measure
 from sparseflow.bench.gpu.problem import Problem, judge, poisoned, problem
+from sparseflow.bench.gpu.products import gather_side
 from sparseflow.bench.gpu.setting import Setting
 
 # Wide enough for the tensor cores; every block of a random mask holds something.
@@ -21,8 +22,8 @@ _BLOCK = 64
 _FILLED = (1.0, 0.2, 0.04)
 
 
-def torch_sparse(setting: Setting, ours: Callable[[str, Problem], list[Side]]) -> Iterator[Point]:
-    """The forward product on torch's CSR and BSR, beside the dense one and `ours`."""
+def torch_sparse(setting: Setting) -> Iterator[Point]:
+    """The forward product on torch's CSR and BSR, beside the dense one and ours."""
     section = "torch-sparse"
     for dtype in (torch.float32, torch.bfloat16):
         for density in setting.densities:
@@ -31,7 +32,7 @@ def torch_sparse(setting: Setting, ours: Callable[[str, Problem], list[Side]]) -
                 dense_side(section, task, "forward"),
                 _library_side(section, "torch CSR", task, lambda weight: weight.to_sparse_csr()),
                 _library_side(section, "torch BSR", task, lambda weight: weight.to_sparse_bsr((_BLOCK, _BLOCK))),
-                *ours(section, task),
+                gather_side(section, task, "forward", setting.tuner),
             ]
             yield from measure(sides, task.copies, setting.timed)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from sparseflow.bench.gpu.clock import Launch, take_turns
 
+_OURS = ("gather", "panel", "triton", "planned")
 
 # "ok" or what is wrong with a result, and its relative error.
 Verdict = tuple[str, float]
@@ -41,6 +42,11 @@ class Point:
 
     def __post_init__(self) -> None:
         assert not self.seconds or (self.check == "ok" and not self.absent), "a wrong result has no time"
+
+    @property
+    def ours(self) -> bool:
+        """Whether the side is one of our own, so that a wrong result breaks a promise."""
+        return self.side.split()[0] in _OURS
 
     @property
     def time(self) -> float | None:

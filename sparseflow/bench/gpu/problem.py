@@ -5,6 +5,7 @@ Shapes: O out, I in, T tokens. Activations are feature-major: x (I, T), dy (O, T
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,20 +76,19 @@ def problem(setting: Setting, shape: Shape, dtype: torch.dtype, density: float) 
 def judge(got: Tensor, expected: Tensor, tolerance: float | None = None) -> Verdict:
     """("ok", error), or what is wrong with a result, and how far its worst row is off.
 
-    The error of a row is its RMS difference over the RMS of all of `expected`, so that one wrong row is not lost
-    among thousands that are right. It may be as large as the tolerance of the dtype of `got`.
+    The error of a row is its RMS difference over the RMS of that row, or of all of `expected` where that is more: one
+    wrong row is not lost among thousands that are right. Allowed is `tolerance`, by default that of the dtype of `got`.
     """
     if got.shape != expected.shape:
-        return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}", float("inf")
+        return f"expected shape {tuple(expected.shape)}, got {tuple(got.shape)}", math.inf
     allowed = TOLERANCE[got.dtype] if tolerance is None else tolerance
-    scale = expected.pow(2).mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    squares = expected.pow(2).mean(1)
+    scale = torch.maximum(squares, squares.mean()).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     errors = (got.double() - expected).pow(2).mean(1).sqrt() / scale
-    row = int(errors.nan_to_num(nan=float("inf")).argmax())
+    # NaN stands where nothing was written.
+    row = int(errors.nan_to_num(nan=math.inf).argmax())
     worst = float(errors[row])
-    # Not `worst > allowed`: NaN, which stands where nothing was written, must fail.
-    if worst <= allowed:
-        return "ok", worst
-    return f"row {row}: relative error {worst:.1e}, allowed {allowed:.0e}", worst
+    return ("ok" if worst <= allowed else f"row {row}: relative error {worst:.1e}, allowed {allowed:.0e}"), worst
 
 
 @contextmanager

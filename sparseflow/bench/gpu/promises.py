@@ -9,9 +9,6 @@ from sparseflow.bench.clock import ratios
 from sparseflow.bench.figure import Figure
 from sparseflow.bench.gpu.point import Point
 
-# Our paths, by the names of their sides: a wrong result of one of them breaks a promise of its own.
-OURS = ("gather", "panel", "triton")
-
 
 @dataclass(frozen=True)
 class _Speed:
@@ -43,7 +40,7 @@ def promises(points: Sequence[Point], timed: bool) -> list[Figure]:
     wrong = [
         Figure(f"{point.side}, {point.product}, {point.dtype} at {point.density:.1%}", "", None, True, (), point.check)
         for point in points
-        if point.side.split()[0] in OURS and point.check != "ok"
+        if point.ours and point.check != "ok"
     ]
     return [*_steps(points, timed), *_against_csr(points, timed), *_packing(points, timed), *wrong]
 
@@ -54,7 +51,8 @@ def _steps(points: Sequence[Point], timed: bool) -> list[Figure]:
         name = f"{dtype} step at {_sparse(density)}: dense / ours"
         here = [p for p in points if (p.section, p.dtype, p.density) == ("step", dtype, density)]
         dense = _best(p for p in here if p.side in ("dense", "dense-compact"))
-        ours = _best(p for p in here if p.side == "triton")
+        # That nothing is ever slower than dense is promised of what a plan chooses.
+        ours = _best(p for p in here if p.side == ("planned" if speed.floor < 1 else "triton"))
         figures.append(_ratio(name, speed.floor, dense, ours, timed, speed.aim))
     return figures
 
@@ -66,7 +64,7 @@ def _against_csr(points: Sequence[Point], timed: bool) -> list[Figure]:
     for dtype, density in places:
         beside = [point for point in here if (point.dtype, point.density) == (dtype, density)]
         csr = _best(point for point in beside if point.side == "torch CSR")
-        ours = _best(point for point in beside if point.side in OURS)
+        ours = _best(point for point in beside if point.ours)
         name = f"{dtype} forward at {_sparse(density)}: torch CSR / ours"
         figures.append(_ratio(name, _CSR_FLOOR, csr, ours, timed))
     return figures
@@ -77,7 +75,7 @@ def _packing(points: Sequence[Point], timed: bool) -> list[Figure]:
     for point in (p for p in points if p.section == "packing" and p.product == "pack"):
         name = f"packing a new mask at {_sparse(point.density)}"
         samples = tuple(1e3 * seconds for seconds in point.seconds)
-        absent = "" if samples or point.check != "ok" else _why_not(timed)
+        absent = "" if samples or point.check != "ok" else point.absent or _why_not(timed)
         figures.append(Figure(name, "ms", _PACK_LIMIT, False, samples, point.check, absent=absent))
     for point in (p for p in points if p.section == "packing" and p.product == "refresh"):
         steps = (p for p in points if (p.section, p.side) == ("step", "triton"))
@@ -96,11 +94,14 @@ def _ratio(
     aim: float | None = None,
     at_least: bool = True,
 ) -> Figure:
-    wrong = next((point.check for point in (fast, slow) if point is not None and point.check != "ok"), "ok")
-    if wrong != "ok":
-        return Figure(name, "x", limit, at_least, (), wrong, aim)
+    for point in (fast, slow):
+        if point is not None and point.check != "ok":
+            check = point.check if point.ours else "ok"
+            absent = "" if point.ours else f"{point.side} is wrong here: {point.check}"
+            return Figure(name, "x", limit, at_least, (), check, aim, absent)
     if slow is None or fast is None or not slow.seconds or not fast.seconds:
-        return Figure(name, "x", limit, at_least, (), aim=aim, absent=_why_not(timed))
+        reasons = [point.absent for point in (fast, slow) if point is not None and point.absent]
+        return Figure(name, "x", limit, at_least, (), aim=aim, absent=next(iter(reasons), _why_not(timed)))
     seconds = {slow.side: slow.seconds, fast.side: fast.seconds}
     return Figure(name, "x", limit, at_least, ratios(slow.seconds, fast.seconds), aim=aim, seconds=seconds)
 

@@ -15,13 +15,15 @@ from sparseflow.bench.gpu.bandwidth import bandwidth
 from sparseflow.bench.gpu.dense import dense
 from sparseflow.bench.gpu.efficiency import fit_points, keep
 from sparseflow.bench.gpu.machine import describe_gpu, machine_text, require_gpu
+from sparseflow.bench.gpu.modelled import modelled_steps
 from sparseflow.bench.gpu.packing import packing
 from sparseflow.bench.gpu.peers import cusparselt_version, semi_structured, torch_sparse
 from sparseflow.bench.gpu.point import Point
 from sparseflow.bench.gpu.products import kernels, kernels_wide
 from sparseflow.bench.gpu.promises import promises
-from sparseflow.bench.gpu.setting import Setting, full, tiny
+from sparseflow.bench.gpu.setting import SQUARE, Setting, full, tiny
 from sparseflow.bench.gpu.step import step
+from sparseflow.hardware.backends.triton_chips import H100
 
 # One run takes eight minutes at most. The last point that is begun may still have kernels to compile.
 MINUTES = 7.0
@@ -110,6 +112,8 @@ class _Run:
         """Tells the promises, the fitted model, and what was left out."""
         figures = self.figures()
         self.tell("\n".join(["\nPromises", *(f"  {figure}" for figure in figures)]))
+        if not self.setting.timed:
+            self.tell("\n".join([f"\nModelled for {H100.name}, {SQUARE}", *map(str, modelled_steps(H100, SQUARE))]))
         fits, model = fit_points(self.points, self.setting)
         if fits:
             keep(model)
@@ -122,8 +126,10 @@ class _Run:
 
     def figures(self) -> list[Figure]:
         """The promises, and one that is broken for every section that failed and every wrong result of ours."""
-        broken = [Figure(f"section {name}", "", None, True, (), text.strip().splitlines()[-1])
-                  for name, text in self.failed.items()]
+        broken = [
+            Figure(f"section {name}", "", None, True, (), text.strip().splitlines()[-1])
+            for name, text in self.failed.items()
+        ]
         return promises(self.points, self.setting.timed) + broken
 
     def found(self) -> dict[str, Any]:

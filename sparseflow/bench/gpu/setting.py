@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
+
+from sparseflow_kernels.triton_tune import Tuner
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,16 @@ class Shape:
         return f"{self.outputs}×{self.inputs}, {self.tokens} tokens"
 
 
+SQUARE = Shape(4096, 4096, 8192)
+WIDE = Shape(11008, 4096, 8192)
+
+
 @dataclass(frozen=True)
 class Setting:
-    """Device, layers, dtypes and densities. `l2` is the cache, in bytes, that inputs must not stay in.
+    """Device, layers, dtypes and densities.
 
-    `densities` are in order of interest: a run that is cut short has measured the first of them.
+    `densities` are in order of interest: a run that is cut short has measured the first of them. `l2` is the cache,
+    in bytes, that inputs must not stay in. `tuner` remembers which tiles were fastest.
     """
 
     device: torch.device
@@ -34,6 +41,7 @@ class Setting:
     densities: tuple[float, ...]
     generator: torch.Generator
     l2: int = 0
+    tuner: Tuner = field(default_factory=lambda: Tuner({}))
 
     @property
     def timed(self) -> bool:
@@ -45,8 +53,8 @@ def full(device: torch.device, seed: int) -> Setting:
     """What a GPU is measured on: layers of a transformer of width 4096, 8192 tokens."""
     return Setting(
         device=device,
-        shape=Shape(4096, 4096, 8192),
-        wide=Shape(11008, 4096, 8192),
+        shape=SQUARE,
+        wide=WIDE,
         widest=Shape(12288, 12288, 8192),
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         densities=(0.01, 0.05, 0.1, 0.005, 0.001, 0.02),
@@ -56,10 +64,10 @@ def full(device: torch.device, seed: int) -> Setting:
 
 
 def tiny(seed: int) -> Setting:
-    """What the interpreter checks, in seconds: an odd layer, few tokens."""
+    """What the interpreter checks, in seconds: small layers, one of them odd, and few tokens."""
     return Setting(
         device=torch.device("cpu"),
-        shape=Shape(72, 56, 40),
+        shape=Shape(128, 64, 40),
         wide=Shape(65, 36, 31),
         widest=Shape(64, 64, 32),
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
