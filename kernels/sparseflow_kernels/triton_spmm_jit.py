@@ -1,12 +1,13 @@
 """The SpMM kernel, and the one that adds the pieces of split rows. Their launchers are in `triton_spmm`.
 
-Tiles are (REPEAT, HEIGHT, TOKENS): lanes of a slice, by REPEAT times TOKENS consecutive tokens. Compilers give each
-thread 16 bytes of a lane's tokens, and the REPEAT dimension to the same thread, which then uses a column and a value
-REPEAT times.
+Tiles are (REPEAT, HEIGHT, TOKENS): lanes of a slice, by REPEAT times TOKENS consecutive tokens. The compiler gives each
+thread 16 bytes of a lane's tokens, and all of the REPEAT dimension: a thread uses a column and a value REPEAT times.
 """
 
 import triton
 import triton.language as tl
+
+from sparseflow_kernels.triton_words import bits_of_step, load_words
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
@@ -27,32 +28,23 @@ def spmm_kernel(
     if OFFSETS:
         x += tl.multiple_of(tl.load(offsets + line), UNIT)
     lane = tl.arange(0, HEIGHT)
-    slot = tl.load(starts + slice) + lane * _GROUP
-    length = tl.load(lengths + slice * HEIGHT + lane)
-    # Lanes are sorted by length.
-    longest = tl.load(lengths + slice * HEIGHT)
-    shortest = tl.load(lengths + slice * HEIGHT + HEIGHT - 1)
+    # Lanes are sorted by length: the first is the longest.
+    groups = tl.cdiv(tl.load(lengths + slice * HEIGHT), _GROUP)
+    whole = tl.load(lengths + slice * HEIGHT + HEIGHT - 1) // _GROUP
+    group = tl.load(starts + slice) // _GROUP
     sums = tl.zeros((REPEAT, HEIGHT, TOKENS), dtype=tl.float32)
-    whole = shortest // _GROUP
     for _ in range(0, whole):
-        for step in tl.static_range(_GROUP):
-            place = _places(tl.load(index + slot + step), table, pitch, UNIT, TABLE)
-            value = tl.load(values + slot + step).to(tl.float32)
-            if EVEN:
-                numbers = tl.load(x + place[None, :, None] + token)
-            else:
-                numbers = tl.load(x + place[None, :, None] + token, mask=inside, other=0.0)
-            sums += value[None, :, None] * numbers.to(tl.float32)
-        slot += HEIGHT * _GROUP
-    for group in range(whole, tl.cdiv(longest, _GROUP)):
-        for step in tl.static_range(_GROUP):
-            kept = group * _GROUP + step < length
-            place = _places(tl.load(index + slot + step), table, pitch, UNIT, TABLE)
-            value = tl.load(values + slot + step).to(tl.float32)
-            mask = kept[None, :, None] if EVEN else kept[None, :, None] & inside
-            numbers = tl.load(x + place[None, :, None] + token, mask=mask, other=0.0)
-            sums += value[None, :, None] * numbers.to(tl.float32)
-        slot += HEIGHT * _GROUP
+        sums = _add_group(
+            sums, x + token, inside, index, values, group + lane, _GROUP, table, pitch, UNIT, TABLE, EVEN, True
+        )
+        group += HEIGHT
+    left = tl.load(lengths + slice * HEIGHT + lane) - whole * _GROUP
+    for _ in range(whole, groups):
+        sums = _add_group(
+            sums, x + token, inside, index, values, group + lane, left, table, pitch, UNIT, TABLE, EVEN, False
+        )
+        group += HEIGHT
+        left -= _GROUP
     target = tl.load(targets + slice * HEIGHT + lane)
     out = line * run + token
     if SPLIT:
@@ -101,14 +93,38 @@ def _tile_and_slice(slices, tiles, together):
 
 
 @triton.jit
-def _places(columns, table, pitch, UNIT: tl.constexpr, TABLE: tl.constexpr):
-    """Where those columns of x begin, in elements."""
-    if columns.dtype == tl.int16:
-        # The bits are those of an unsigned number.
-        columns = columns.to(tl.int32) & 0xFFFF
-    if TABLE:
-        return tl.multiple_of(tl.load(table + columns), UNIT)
-    return columns.to(tl.int64) * pitch
+def _add_group(
+    sums, x, inside, index, values, group, left, table, pitch,
+    UNIT: tl.constexpr, TABLE: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
+    """The sums and the next steps of each lane, of which `left` are nonzeros; WHOLE: all of them."""
+    columns = load_words(index, group)
+    numbers = load_words(values, group)
+    for step in tl.static_range(_GROUP):
+        column = bits_of_step(columns, step, index.dtype.element_ty)
+        if index.dtype.element_ty == tl.int16:
+            # The bits are those of an unsigned number.
+            column = column.to(tl.int32) & 0xFFFF
+        if TABLE:
+            if WHOLE:
+                place = tl.load(table + column)
+            else:
+                place = tl.load(table + column, mask=step < left, other=0)
+            place = tl.multiple_of(place, UNIT)
+        else:
+            place = column.to(tl.int64) * pitch
+        pointers = x + place[None, :, None]
+        if WHOLE and EVEN:
+            row = tl.load(pointers)
+        elif WHOLE:
+            row = tl.load(pointers, mask=inside, other=0.0)
+        elif EVEN:
+            row = tl.load(pointers, mask=(step < left)[None, :, None], other=0.0)
+        else:
+            row = tl.load(pointers, mask=(step < left)[None, :, None] & inside, other=0.0)
+        value = bits_of_step(numbers, step, values.dtype.element_ty).to(tl.float32)
+        sums += value[None, :, None] * row.to(tl.float32)
+    return sums
 
 
 @triton.jit

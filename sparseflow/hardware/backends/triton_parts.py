@@ -1,0 +1,64 @@
+"""The structure of one product of a layer, and the kernels that use it: slices for gathers, panels for tensor cores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparseflow.hardware.backends.triton_choice import Layout, Product, Which
+from sparseflow_kernels.triton_axis import Axis
+from sparseflow_kernels.triton_coo import Coo, conv_dgrad_coo, forward_coo, linear_dgrad_coo
+from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_pack import refresh
+from sparseflow_kernels.triton_sddmm import SddmmConfig, sddmm
+from sparseflow_kernels.triton_slices import Slices, slices
+from sparseflow_kernels.triton_spmm import SpmmConfig, spmm
+from sparseflow_kernels.triton_tune import parse_config
+
+Part = Slices
+
+
+def parts_of(mask: Tensor, layout: Layout) -> dict[Which, Part]:
+    """The structures that the products of a layout need, by product; one is shared where two can."""
+    # The input gradient has rows of its own; the weight gradient reads the same as the forward.
+    found: dict[Which, Part] = {}
+    coo = forward_coo(mask, layout.geometry.groups)
+    if layout.forward.kind != "dense":
+        found["forward"] = _part(coo, layout.forward)
+    if layout.dgrad.kind != "dense":
+        found["dgrad"] = _part(_dgrad_coo(mask, layout), layout.dgrad)
+    if layout.wgrad.kind != "dense":
+        same = (layout.wgrad.kind, layout.wgrad.height) == (layout.forward.kind, layout.forward.height)
+        found["wgrad"] = found["forward"] if same else _part(coo, layout.wgrad)
+    return found
+
+
+def multiply(
+    part: Part, product: Product, values: Tensor, x: Tensor, lines: Lines, bias: Tensor | None, relu: bool
+) -> Tensor:
+    """(rows, tokens) in the dtype of x: the forward, or the input gradient."""
+    packed = refresh(values, [part.source], x.dtype)[0]
+    config = parse_config(SpmmConfig, product.config) if product.config else None
+    return spmm(part, packed, x, lines, x.dtype, bias, relu, config)
+
+
+def weight_gradient(
+    part: Part, product: Product, dy_OT: Tensor, x: Tensor, lines: Lines, nnz: int, dtype: torch.dtype
+) -> Tensor:
+    """dvalues (nnz,) of that dtype, in canonical order."""
+    config = parse_config(SddmmConfig, product.config) if product.config else None
+    return sddmm(part, dy_OT, x, lines, nnz, dtype, config)
+
+
+def _part(coo: Coo, product: Product) -> Part:
+    return slices(coo.rows, coo.columns, coo.places, coo.shape, product.height)
+
+
+def _dgrad_coo(mask: Tensor, layout: Layout) -> Coo:
+    geometry = layout.geometry
+    if geometry.kind == "linear":
+        return linear_dgrad_coo(mask)
+    # Which taps belong to which phase does not depend on the image's size.
+    numbers = zip((0, 0), mask.shape[2:], geometry.stride, geometry.padding, geometry.dilation)
+    height, width = (Axis(*each) for each in numbers)
+    return conv_dgrad_coo(mask, (height, width), geometry.groups)
