@@ -70,10 +70,10 @@ def run_bench(
             figures += [{"group": group, **figure.to_json()} for figure in found]
     machine["load_after"] = load_average()
     tell(_summary(figures, machine))
-    found = {"machine": machine, "figures": figures, "text": "\n".join(lines)}
+    data = {"machine": machine, "figures": figures, "text": "\n".join(lines)}
     if save is not None:
-        save(found)
-    return found
+        save(data)
+    return data
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def bandwidth(setting: Setting) -> Iterator[Point]:
 
 
 def _copy(setting: Setting, nbytes: int) -> Side:
-    x = torch.randn(nbytes // 4, device=setting.device, generator=setting.generator)
+    x = setting.normal(nbytes // 4)
     y = torch.full_like(x, float("nan"))
     point = _point("copy in memory, read and written", x, 2 * nbytes)
 
@@ -43,7 +43,7 @@ def _l2(setting: Setting, nbytes: int, total: int, programs: int) -> Side:
     # Imports triton, which a run without this section need not have.
     from sparseflow_kernels.triton_read import read
 
-    x = torch.randn(nbytes // 4, device=setting.device, generator=setting.generator)
+    x = setting.normal(nbytes // 4)
     rounds = max(1, total // nbytes)
 
     def launch(number: int) -> Tensor:

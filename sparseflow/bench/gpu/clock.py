@@ -84,7 +84,7 @@ def _round(launch: Launch, launches: int, copies: int | None = None) -> None:
 
 
 def _milliseconds(run: Callable[[], object]) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     run()
     end.record()

@@ -41,7 +41,7 @@ def semi_structured(setting: Setting) -> Iterator[Point]:
     """2:4 through cuSPARSELt, with its slots filled in part, beside the dense product on the same weight."""
     for shape in (setting.shape, setting.wide, setting.widest):
         for filled in _FILLED:
-            task = _two_of_four(problem(setting, shape, torch.bfloat16, 1.0), filled, setting.generator)
+            task = _two_of_four(setting, problem(setting, shape, torch.bfloat16, 1.0), filled)
             sides = [dense_side("2:4", task, "forward"), _library_side("2:4", "2:4", task, to_sparse_semi_structured)]
             points = measure(sides, task.copies, setting.timed)
             yield from points
@@ -76,10 +76,9 @@ def _library_side(section: str, name: str, task: Problem, convert: Callable[[Ten
     return Side(task.point(section, name, "forward"), prepare)
 
 
-def _two_of_four(task: Problem, filled: float, generator: torch.Generator) -> Problem:
+def _two_of_four(setting: Setting, task: Problem, filled: float) -> Problem:
     """The task with at most two weights in any four neighbours of a row, `filled` of those slots in use."""
-    groups = task.mask.unflatten(1, (-1, 4))
-    options = {"device": task.mask.device, "generator": generator}
-    slots = torch.rand(groups.shape, **options).argsort(-1) < 2
-    mask = (slots & (torch.rand(groups.shape, **options) < filled)).flatten(1)
+    groups = (task.shape.outputs, task.shape.inputs // 4, 4)
+    slots = setting.uniform(*groups).argsort(-1) < 2
+    mask = (slots & (setting.uniform(*groups) < filled)).view(task.mask.shape)
     return replace(task, density=filled / 2, mask=mask, weight=torch.where(mask, task.weight, 0.0))

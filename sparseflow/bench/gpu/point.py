@@ -111,8 +111,8 @@ def _checked(side: Side) -> tuple[Point, Ready | None]:
     except Absent as reason:
         return replace(side.point, absent=str(reason)), None
     # Whatever a launch raises, from a compiler, a driver or torch, is its result; the other sides go on.
-    except Exception as error:
-        return replace(side.point, check=f"{type(error).__name__}: {first_line(error)}"), None
+    except Exception as raised:
+        return replace(side.point, check=f"{type(raised).__name__}: {first_line(raised)}"), None
     point = replace(side.point, check=check, error=error, config=ready.config, height=ready.height)
     return point, ready if check == "ok" else None
 

@@ -61,13 +61,13 @@ class Problem:
 
 def problem(setting: Setting, shape: Shape, dtype: torch.dtype, density: float) -> Problem:
     """A random mask of this density, of at least one weight, and normal random numbers."""
-    size, options = (shape.outputs, shape.inputs), {"device": setting.device, "generator": setting.generator}
-    mask = torch.rand(size, **options) < density
+    size = (shape.outputs, shape.inputs)
+    mask = setting.uniform(*size) < density
     mask[0, 0] = True
-    weight = torch.where(mask, torch.randn(size, **options), 0.0).to(dtype)
+    weight = torch.where(mask, setting.normal(*size), 0.0).to(dtype)
     copies = copies_beyond(setting.l2, shape.inputs * shape.tokens * dtype.itemsize)
     xs, dys = (
-        tuple(torch.randn(rows, shape.tokens, **options).to(dtype) for _ in range(copies))
+        tuple(setting.normal(rows, shape.tokens).to(dtype) for _ in range(copies))
         for rows in (shape.inputs, shape.outputs)
     )
     return Problem(shape, density, mask, weight, xs, dys)
