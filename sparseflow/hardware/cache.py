@@ -1,13 +1,18 @@
-"""Where this machine keeps what was measured on it."""
+"""Where this machine keeps what was measured on it, and what makes it this machine."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
+import platform
 import tempfile
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
 
 
 def cache_folder() -> Path | None:
@@ -52,3 +57,28 @@ def write_cache(path: Path, form: str, timings: Mapping[str, object]) -> None:
         except BaseException:
             os.unlink(name)
             raise
+
+
+@functools.cache
+def environment(device: torch.device) -> str:
+    """What a timing depends on besides what was timed: chips and versions."""
+    parts = [_processor(), f"{os.cpu_count()} cores"]
+    if device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    parts.extend(f"{name} {_version(name)}" for name in ("torch", "llvmlite", "triton", "sparseflow"))
+    return ", ".join(parts)
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from sparseflow.hardware.backends import Cost
-from sparseflow.hardware.cache import cache_folder, read_cache, write_cache
+from sparseflow.hardware.cache import cache_folder, environment, read_cache, write_cache
 from sparseflow.hardware.workload import Workload
 
 _FORMAT = "sparseflow timings 1"
@@ -60,32 +55,7 @@ def _path() -> Path | None:
 
 
 def _key(layout: str, work: Workload) -> str:
-    return f"{_environment(work.device)} | {torch.get_float32_matmul_precision()} | {layout} | {work}"
-
-
-@functools.cache
-def _environment(device: torch.device) -> str:
-    """What a timing depends on besides the workload: chips and versions."""
-    parts = [_processor(), f"{os.cpu_count()} cores"]
-    if device.type == "cuda":
-        parts.append(torch.cuda.get_device_name(device))
-    parts.extend(f"{name} {_version(name)}" for name in ("torch", "llvmlite", "triton", "sparseflow"))
-    return ", ".join(parts)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
+    return f"{environment(work.device)} | {torch.get_float32_matmul_precision()} | {layout} | {work}"
 
 
 def _cost(numbers: object) -> Cost | None:

@@ -64,11 +64,11 @@ class Triton:
         )
 
     def layout(self, work: Workload) -> str:
-        return str(_decision(assumed(work)).layout)
+        return str(_decide(work).layout)
 
     def explain(self, work: Workload) -> str:
         """The kernel of each product, and what it was compared with."""
-        words = str(_decision(assumed(work)))
+        words = str(_decide(work))
         return words if work.rows else f"{words}, for {ASSUMED_ROWS:,} rows, since no sample was seen"
 
     def pack(self, mask: Tensor, layout: str) -> SparseOp:
@@ -79,14 +79,23 @@ class Triton:
         return pack(mask, parsed)
 
 
+def _decide(work: Workload) -> Decision:
+    return _decision(assumed(work), bool(work.rows))
+
+
 @functools.cache
-def _decision(work: Workload) -> Decision:
+def _decision(work: Workload, seen: bool) -> Decision:
+    # What nobody has seen run is not worth a measurement.
     if work.device.type == "cpu":
         # Whoever asks for the interpreter wants to see the kernels run.
         times = without(modelled(work, H100), DENSE)
         return decide(work, times, f"interpreted, as modelled for the {H100.name} without dense")
     chip = chip_of(work.device)
-    return decide(work, modelled(work, chip), f"modelled for the {chip.name}")
+    if not seen or not torch.cuda.is_available():
+        return decide(work, modelled(work, chip), f"modelled for the {chip.name}")
+    from sparseflow.hardware.backends.triton_measure import measured
+
+    return decide(work, measured(work, chip), f"each measured on the {chip.name}")
 
 
 def _unsupported_device(device: torch.device) -> str | None:

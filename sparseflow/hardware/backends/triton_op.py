@@ -96,15 +96,38 @@ class TritonOp:
         self._check(x, values)
         self._check_gradient(dy, x)
         sparse = "wgrad" in self.parts or (need_dx and "dgrad" in self.parts)
-        through = _through(dy, y, sparse and x.shape[0] > 0)
+        passed = through(dy, y, sparse and x.shape[0] > 0)
         dbias = None
         if need_dbias:
-            dbias = through.sum(0 if dy.dim() == 2 else (0, 2, 3), dtype=torch.float32).to(values.dtype)
+            dbias = passed.sum(0 if dy.dim() == 2 else (0, 2, 3), dtype=torch.float32).to(values.dtype)
         if x.shape[0] == 0:
             return torch.empty_like(x) if need_dx else None, torch.zeros_like(values), dbias
-        dx = self._input_gradient(through, x, values) if need_dx else None
-        dvalues = self._weight_gradient(through, x, values)
+        dx = self.input_gradient(passed, x, values) if need_dx else None
+        dvalues = self.weight_gradient(passed, x, values)
         return dx if dx is None else _in_order(dx, is_feature_major(x)), dvalues, dbias
+
+    def input_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
+        """dx in whatever strides come of it, for a dy that is feature-major where this product is not dense."""
+        part = self.parts.get("dgrad")
+        if part is None:
+            weight = functools.partial(self._weight, values, x.dtype)
+            dx, _ = gradients(self._layout.geometry, dy, x, weight, self.shape, True, False)
+            assert dx is not None
+            return dx
+        tokens = self._tokens(x)
+        return tokens.input_gradient(multiply(part, self._layout.dgrad, values, *tokens.gradient(dy), None, False))
+
+    def weight_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
+        """dvalues, for a dy that is feature-major where this product is not dense."""
+        part = self.parts.get("wgrad")
+        if part is None:
+            weight = functools.partial(self._weight, values, x.dtype)
+            _, dweight = gradients(self._layout.geometry, dy, x, weight, self.shape, False)
+            assert dweight is not None
+            return self.pack_values(dweight).to(values.dtype)
+        tokens = self._tokens(x)
+        cotangent = tokens.cotangent(dy)
+        return weight_gradient(part, self._layout.wgrad, cotangent, *tokens.input(x), self.nnz, values.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
         found = {"places": self.places}
@@ -131,27 +154,6 @@ class TritonOp:
             if which in self.parts:
                 owners.setdefault(id(self.parts[which]), which)
         return {which: self.parts[which] for which in owners.values()}
-
-    def _input_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
-        part = self.parts.get("dgrad")
-        if part is None:
-            weight = functools.partial(self._weight, values, x.dtype)
-            dx, _ = gradients(self._layout.geometry, dy, x, weight, self.shape, True, False)
-            assert dx is not None
-            return dx
-        tokens = self._tokens(x)
-        return tokens.input_gradient(multiply(part, self._layout.dgrad, values, *tokens.gradient(dy), None, False))
-
-    def _weight_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
-        part = self.parts.get("wgrad")
-        if part is None:
-            weight = functools.partial(self._weight, values, x.dtype)
-            _, dweight = gradients(self._layout.geometry, dy, x, weight, self.shape, False)
-            assert dweight is not None
-            return self.pack_values(dweight).to(values.dtype)
-        tokens = self._tokens(x)
-        cotangent = tokens.cotangent(dy)
-        return weight_gradient(part, self._layout.wgrad, cotangent, *tokens.input(x), self.nnz, values.dtype)
 
     def _dense_forward(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
         short = None if bias is None else bias.to(x.dtype)
@@ -201,19 +203,19 @@ class TritonOp:
             raise ValueError(f"expected dy on {x.device}, where x is, got {dy.device}")
 
 
-@functools.cache
-def _parsed(layout: str) -> Layout:
-    return Layout.parse(layout)
-
-
-def _through(dy: Tensor, y: Tensor | None, sparse: bool) -> Tensor:
-    """What passes the ReLU whose output was y, feature-major for sparse kernels; one copy at the most."""
+def through(dy: Tensor, y: Tensor | None, sparse: bool) -> Tensor:
+    """What of dy passes the ReLU whose output was y, feature-major for sparse kernels; one copy at the most."""
     if y is None:
         return feature_major(dy) if sparse else dy
     # In torch's words: where y is above 0, or NaN.
     passed = empty_feature_major(dy) if sparse else torch.empty_like(dy)
     torch.ops.aten.threshold_backward(dy, y, 0, grad_input=passed)
     return passed
+
+
+@functools.cache
+def _parsed(layout: str) -> Layout:
+    return Layout.parse(layout)
 
 
 def _in_order(y: Tensor, major: bool) -> Tensor:

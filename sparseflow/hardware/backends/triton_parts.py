@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sparseflow.hardware.backends.triton_choice import Layout, Product, Which
+from sparseflow_kernels import triton_sddmm, triton_spmm
 from sparseflow_kernels.triton_axis import Axis
 from sparseflow_kernels.triton_coo import Coo, conv_dgrad_coo, forward_coo, linear_dgrad_coo
 from sparseflow_kernels.triton_lines import Lines
@@ -16,6 +19,7 @@ from sparseflow_kernels.triton_spmm import SpmmConfig, spmm
 from sparseflow_kernels.triton_tune import parse_config
 
 Part = Slices
+Config = SpmmConfig | SddmmConfig
 
 
 def parts_of(mask: Tensor, layout: Layout) -> dict[Which, Part]:
@@ -48,6 +52,15 @@ def weight_gradient(
     """dvalues (nnz,) of that dtype, in canonical order."""
     config = parse_config(SddmmConfig, product.config) if product.config else None
     return sddmm(part, dy_OT, x, lines, nnz, dtype, config)
+
+
+def configs_of(
+    product: Product, which: Which, dtype: torch.dtype, device: torch.device
+) -> tuple[Config, Sequence[Config]]:
+    """The configuration that a kernel has where nothing was measured, and those that may be faster."""
+    if which == "wgrad":
+        return triton_sddmm.default_config(dtype, device), triton_sddmm.CONFIGS[dtype.itemsize]
+    return triton_spmm.default_config(dtype, device), triton_spmm.CONFIGS[dtype.itemsize]
 
 
 def _part(coo: Coo, product: Product) -> Part:
