@@ -11,10 +11,12 @@ import torch
 from sparseflow.bench.gpu.clock import REPEATS
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import Problem, problem
-from sparseflow.bench.gpu.products import structures
+from sparseflow.bench.gpu.products import GATHER
 from sparseflow.bench.gpu.setting import Setting
 from sparseflow.bench.gpu.step import workload
 from sparseflow.hardware import backends
+from sparseflow.hardware.backends.triton_choice import DENSE, Layout
+from sparseflow.hardware.workload import Geometry
 
 # The most that promises speak about, and sparser ones.
 _DENSITIES = (0.1, 0.05, 0.01)
@@ -66,9 +68,11 @@ def _wall(call: Callable[[], object]) -> float:
 def _refresh(task: Problem) -> Side:
     def prepare() -> Ready:
         # Imports triton, which a run without this section need not have.
+        from sparseflow.hardware.backends.triton_parts import parts_of
         from sparseflow_kernels.triton_pack import refresh
 
-        sources = [one.source for one in structures(task.mask)]
+        parts = parts_of(task.mask, Layout(Geometry(), GATHER, GATHER, DENSE))
+        sources = [parts["forward"].source, parts["dgrad"].source]
         # As many as there are inputs, so that they are read from memory as in a step.
         values = [task.weight[task.mask].float() + number for number in range(task.copies)]
 

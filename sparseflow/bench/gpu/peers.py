@@ -13,7 +13,7 @@ from torch.sparse import to_sparse_semi_structured
 from sparseflow.bench.gpu.dense import dense_side
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, first_line, measure
 from sparseflow.bench.gpu.problem import Problem, judge, poisoned, problem
-from sparseflow.bench.gpu.products import gather_side
+from sparseflow.bench.gpu.products import GATHER, our_side
 from sparseflow.bench.gpu.setting import Setting
 
 # Wide enough for the tensor cores; every block of a random mask holds something.
@@ -32,7 +32,7 @@ def torch_sparse(setting: Setting) -> Iterator[Point]:
                 dense_side(section, task, "forward"),
                 _library_side(section, "torch CSR", task, lambda weight: weight.to_sparse_csr()),
                 _library_side(section, "torch BSR", task, lambda weight: weight.to_sparse_bsr((_BLOCK, _BLOCK))),
-                gather_side(section, task, "forward", setting.tuner),
+                our_side(section, task, "forward", GATHER, setting.tuner),
             ]
             yield from measure(sides, task.copies, setting.timed)
 

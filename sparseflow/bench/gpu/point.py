@@ -9,7 +9,7 @@ from typing import Any
 
 from sparseflow.bench.gpu.clock import Launch, take_turns
 
-_OURS = ("gather", "panel", "triton", "planned")
+_OURS = ("compact", "gather", "panel", "triton", "planned")
 
 # "ok" or what is wrong with a result, and its relative error.
 Verdict = tuple[str, float]
@@ -20,8 +20,7 @@ class Point:
     """Seconds of one launch, sample by sample: of a `product`, on a `side` such as dense or gather.
 
     `shape` is (O, I, T). `check` is "ok" or what is wrong with the result; `error` is its relative error. Nothing
-    wrong has seconds. `by` says how they were taken, `config` with which tiles, `height` the rows
-    or steps that share what a kernel loads. `moved` are the bytes of a launch where
+    wrong has seconds. `by` says how they were taken, `config` with which tiles. `moved` are the bytes of a launch where
     a rate is what we want to know. `absent` says why nothing ran.
     """
 
@@ -36,7 +35,6 @@ class Point:
     seconds: tuple[float, ...] = ()
     by: str = ""
     config: str = ""
-    height: int = 1
     moved: int = 0
     absent: str = ""
 
@@ -77,7 +75,6 @@ class Ready:
     launch: Launch
     judge: Callable[[], Verdict]
     config: str = ""
-    height: int = 1
 
 
 @dataclass(frozen=True)
@@ -113,7 +110,7 @@ def _checked(side: Side) -> tuple[Point, Ready | None]:
     # Whatever a launch raises, from a compiler, a driver or torch, is its result; the other sides go on.
     except Exception as raised:
         return replace(side.point, check=f"{type(raised).__name__}: {first_line(raised)}"), None
-    point = replace(side.point, check=check, error=error, config=ready.config, height=ready.height)
+    point = replace(side.point, check=check, error=error, config=ready.config)
     return point, ready if check == "ok" else None
 
 

@@ -1,8 +1,14 @@
-"""Our kernels on one masked weight: each product of each family, with the tiles that are fastest here, beside dense."""
+"""Each product of a layer by each family of our kernels, with the tiles that are fastest here, beside dense.
+
+They run as in a step: the packed copy of the values is made anew, in 16 bits from values kept in float32. "compact" is
+what the backend does where no kernel of ours wins: a scratch weight, and the library's dense product.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,17 +17,23 @@ from sparseflow.bench.gpu.dense import dense_side
 from sparseflow.bench.gpu.point import Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import PRODUCTS, Problem, Product, judge, poisoned, problem
 from sparseflow.bench.gpu.setting import Setting, Shape
-from sparseflow_kernels.triton_coo import forward_coo, linear_dgrad_coo
-from sparseflow_kernels.triton_lines import linear_lines
-from sparseflow_kernels.triton_slices import Slices, slices
+from sparseflow.hardware.backends import triton_choice
+from sparseflow.hardware.backends.triton_choice import DENSE, Layout
+from sparseflow.hardware.backends.triton_cost import Call
+from sparseflow.hardware.cache import environment
+from sparseflow.hardware.workload import Geometry, Workload
+from sparseflow.training.proof import TOLERANCE
 from sparseflow_kernels.triton_tune import Key, Tuner, config_text
 
-# Rows that a slice binds together.
-HEIGHT = 16
+if TYPE_CHECKING:
+    from sparseflow.hardware.backends.triton_op import TritonOp
+
+GATHER = triton_choice.Product("gather", 16)
+PANELS = tuple(triton_choice.Product("panel", height) for height in triton_choice.PANEL_HEIGHTS)
 
 
 def kernels(setting: Setting) -> Iterator[Point]:
-    """The gather and panel kernels, and dense on the same masked weight, for a square layer."""
+    """Gather, panels (in 16 bits only), compact, and dense on the same masked weight, for a square layer."""
     return _kernels("kernels", setting, setting.shape)
 
 
@@ -30,83 +42,86 @@ def kernels_wide(setting: Setting) -> Iterator[Point]:
     return _kernels("kernels-wide", setting, setting.wide)
 
 
-def structures(mask: Tensor) -> tuple[Slices, Slices]:
-    """The slices of a mask (O, I), and those of its transpose."""
-    forward, dgrad = forward_coo(mask), linear_dgrad_coo(mask)
-    return slices(*forward, HEIGHT), slices(*dgrad, HEIGHT)
+def our_side(section: str, task: Problem, which: Product, kernel: triton_choice.Product, tuner: Tuner) -> Side:
+    """One product by one of our kernels."""
+    name = "compact" if kernel == DENSE else kernel.kind
+    return Side(task.point(section, name, which), lambda: _prepare(task, which, kernel, tuner))
 
 
-def gather_side(section: str, task: Problem, product: Product, tuner: Tuner) -> Side:
-    """One product by the gather kernels."""
-    prepare = _weight_gradient if product == "wgrad" else _multiply
-    return Side(task.point(section, "gather", product), lambda: prepare(task, product, tuner))
+def call_of(point: Point) -> Call:
+    """The product of a point as the cost model sees it."""
+    outputs, inputs, tokens = point.shape
+    dtype = {name: dtype for dtype, name in triton_choice.DTYPES.items()}[point.dtype]  # type: ignore[index]
+    work = Workload((outputs, inputs), rows=tokens, compute_dtype=dtype, density=point.density)
+    kernel = triton_choice.Product.parse(point.config)
+    return triton_choice.call_of(work, point.product, kernel)  # type: ignore[arg-type]
 
 
 def _kernels(section: str, setting: Setting, shape: Shape) -> Iterator[Point]:
     for density in setting.densities:
         for dtype in setting.dtypes:
             task = problem(setting, shape, dtype, density)
-            for product in PRODUCTS:
-                sides = [dense_side(section, task, product), gather_side(section, task, product, setting.tuner)]
-                yield from measure(sides, task.copies, setting.timed)
+            ours = (DENSE, GATHER) if dtype == torch.float32 else (DENSE, GATHER, *PANELS)
+            for which in PRODUCTS:
+                sides = [our_side(section, task, which, kernel, setting.tuner) for kernel in ours]
+                yield from measure([dense_side(section, task, which), *sides], task.copies, setting.timed)
 
 
-def _multiply(task: Problem, product: Product, tuner: Tuner) -> Ready:
-    # Imports triton, which a run without a GPU need not have.
-    from sparseflow_kernels.triton_pack import refresh
-    from sparseflow_kernels.triton_spmm import CONFIGS, SpmmConfig, default_config, spmm
+def _prepare(task: Problem, which: Product, kernel: triton_choice.Product, tuner: Tuner) -> Ready:
+    # Imports triton, which need not be installed for the other sections.
+    from sparseflow.hardware.backends.triton_op import pack
 
-    structure = structures(task.mask)[product == "dgrad"]
-    (packed,) = refresh(task.weight[task.mask], [structure.source], task.dtype)
-    inputs = task.dys if product == "dgrad" else task.xs
-    lines = [linear_lines(x) for x in inputs]
+    packed = pack(task.mask, _layout(which, kernel))
+    values = task.weight[task.mask].float()
+    # Feature-major rows of tokens.
+    xs, dys = ([one.t() for one in inputs] for inputs in (task.xs, task.dys))
 
-    def run(number: int, config: SpmmConfig) -> Tensor:
-        return spmm(structure, packed, inputs[number], lines[number], task.dtype, config=config)
+    def run(op: TritonOp, number: int) -> Tensor:
+        x, dy = xs[number], dys[number]
+        if which == "forward":
+            return op.forward_fused(x, values, None, False, True)
+        return op.input_gradient(dy, x, values) if which == "dgrad" else op.weight_gradient(dy, x, values)
 
-    default = default_config(task.dtype, task.mask.device)
-    config, _ = tuner.best(
-        _key("spmm", task, structure), CONFIGS[task.dtype.itemsize], default, lambda one: run(0, one)
-    )
+    def configured(config: str) -> TritonOp:
+        return replace(packed, layout=str(_layout(which, replace(kernel, config=config))))
+
+    chosen = replace(kernel, config=_tuned(task, which, kernel, tuner, lambda config: run(configured(config), 0)))
+    op = configured(chosen.config)
     return Ready(
-        lambda number: run(number, config),
-        lambda: _judge(task, product, lambda: run(0, config)),
-        config_text(config),
+        lambda number: run(op, number),
+        lambda: _judge(task, which, kernel, op, _poisoned(lambda: run(op, 0))),
+        str(chosen),
     )
 
 
-def _weight_gradient(task: Problem, product: Product, tuner: Tuner) -> Ready:
-    from sparseflow_kernels.triton_sddmm import CONFIGS, SddmmConfig, default_config, sddmm
+def _tuned(
+    task: Problem, which: Product, kernel: triton_choice.Product, tuner: Tuner, run: Callable[[str], Tensor]
+) -> str:
+    """The configuration to use, as text; none for what has none."""
+    from sparseflow.hardware.backends.triton_parts import configs_of
 
-    structure = structures(task.mask)[0]
-    nnz = int(task.mask.sum())
-    lines = [linear_lines(x) for x in task.xs]
-
-    def run(number: int, config: SddmmConfig) -> Tensor:
-        return sddmm(structure, task.dys[number], task.xs[number], lines[number], nnz, config=config)
-
-    def scattered() -> Tensor:
-        return torch.zeros(task.mask.shape, device=task.mask.device).masked_scatter_(task.mask, run(0, config))
-
-    default = default_config(task.dtype, task.mask.device)
-    config, _ = tuner.best(
-        _key("sddmm", task, structure), CONFIGS[task.dtype.itemsize], default, lambda one: run(0, one)
-    )
-    return Ready(
-        lambda number: run(number, config),
-        lambda: _judge(task, product, scattered),
-        config_text(config),
-        config.steps,
-    )
-
-
-def _judge(task: Problem, product: Product, run: Callable[[], Tensor]) -> Verdict:
-    with poisoned():
-        got = run()
-    return judge(got, task.expected(product))
-
-
-def _key(kernel: str, task: Problem, structure: Slices) -> Key:
+    if kernel == DENSE:
+        return ""
     device = task.mask.device
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    return Key(chip, kernel, structure.rows, structure.columns, task.shape.tokens, task.dtype, task.density)
+    default, configs = configs_of(kernel, which, task.dtype, device)
+    rows, columns = task.mask.shape if which != "dgrad" else task.mask.t().shape
+    key = Key(environment(device), f"{kernel} {which}", rows, columns, task.shape.tokens, task.dtype, task.density)
+    best, _ = tuner.best(key, configs, default, lambda one: run(config_text(one)))
+    return config_text(best)
+
+
+def _layout(which: Product, kernel: triton_choice.Product) -> Layout:
+    return Layout(Geometry(), *(kernel if one == which else DENSE for one in PRODUCTS))
+
+
+def _judge(task: Problem, which: Product, kernel: triton_choice.Product, op: TritonOp, got: Tensor) -> Verdict:
+    if which != "wgrad":
+        return judge(got.t(), task.expected(which))
+    # The library's product rounds to the dtype of x; ours is float32 from its sums to its result.
+    tolerance = TOLERANCE[task.dtype] if kernel == DENSE else None
+    return judge(op.unpack_values(got), task.expected(which), tolerance)
+
+
+def _poisoned(run: Callable[[], Tensor]) -> Tensor:
+    with poisoned():
+        return run()

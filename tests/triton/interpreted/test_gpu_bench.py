@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import sparseflow_kernels.triton_spmm as triton_spmm
 from sparseflow.bench.gpu import clock, point, run
 from sparseflow.bench.gpu.clock import Timing, copies_beyond
 from sparseflow.bench.gpu.machine import describe_gpu, machine_text
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, measure
 from sparseflow.bench.gpu.problem import judge, poisoned, problem
-from sparseflow.bench.gpu.products import gather_side, kernels
+from sparseflow.bench.gpu.products import GATHER, kernels, our_side
 from sparseflow.bench.gpu.promises import promises
 from sparseflow.bench.gpu.setting import Setting, Shape, tiny
 from sparseflow.cli import main
+from sparseflow.hardware.backends import triton_parts
 
 SIZE = (4096, 4096, 8192)
 
@@ -110,13 +110,13 @@ def test_what_is_wrong_absent_or_broken_is_never_timed(monkeypatch: pytest.Monke
     def broken() -> Ready:
         raise MemoryError("no\nmemory")
 
-    right = Ready(lambda number: None, lambda: ("ok", 1e-7), "tokens=32", 4)
+    right = Ready(lambda number: None, lambda: ("ok", 1e-7), "tokens=32")
     wrong = Ready(lambda number: None, lambda: ("row 1 is off", 0.5))
     sides = [Side(blank, prepare) for prepare in (lambda: right, lambda: wrong, absent, broken)]
     found = measure(sides, copies=2, timed=True)
     assert timed == [{"0"}]
     assert [one.check for one in found] == ["ok", "row 1 is off", "ok", "MemoryError: no"]
-    assert found[0].time == 2.0 and found[0].config == "tokens=32" and found[0].height == 4
+    assert found[0].time == 2.0 and found[0].config == "tokens=32"
     assert all(one.seconds == () and one.time is None for one in found[1:])
     assert "WRONG RESULT: row 1 is off" in str(found[1]) and "not there: not on this chip" in str(found[2])
     with pytest.raises(AssertionError, match="no time"):
@@ -137,13 +137,13 @@ def _last_row_not_written(y: Tensor) -> Tensor:
 def test_a_wrong_kernel_shows_no_time_and_no_ratio(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Tensor], Tensor]
 ) -> None:
-    right = triton_spmm.spmm
-    monkeypatch.setattr(triton_spmm, "spmm", lambda *args, **options: spoil(right(*args, **options)))
+    right = triton_parts.spmm
+    monkeypatch.setattr(triton_parts, "spmm", lambda *args, **options: spoil(right(*args, **options)))
     monkeypatch.setattr(
         point, "take_turns", lambda sides, copies: {name: Timing((1.0,) * 9, "graph") for name in sides}
     )
     task = problem(setting, setting.shape, torch.float32, 0.1)
-    found = measure([gather_side("torch-sparse", task, "forward", setting.tuner)], task.copies, timed=True)
+    found = measure([our_side("torch-sparse", task, "forward", GATHER, setting.tuner)], task.copies, timed=True)
     csr = Point("torch-sparse", "torch CSR", "forward", "fp32", 0.1, SIZE, seconds=(8.0,) * 9)
     figures = [figure for figure in promises([csr, *found], timed=True) if not figure.absent]
     assert found[0].seconds == () and found[0].check.startswith("row ")
@@ -244,7 +244,7 @@ def test_a_section_that_fails_breaks_a_promise_and_stops_no_other(sections: dict
 def test_all_that_is_timed_on_a_gpu_is_right_in_the_interpreter(tmp_path: Path) -> None:
     shown: list[str] = []
     found = run.run_gpu_bench(show=shown.append)
-    ours = [one for one in found["points"] if one["side"] in ("gather", "panel", "triton", "triton alone")]
+    ours = [one for one in found["points"] if one["side"] in ("compact", "gather", "panel", "triton", "triton alone")]
     assert {one["section"] for one in ours} == {"torch-sparse", "kernels", "kernels-wide", "step", "packing"}
     assert {(one["check"], one["absent"]) for one in ours} == {("ok", "")}
     assert {one["dtype"] for one in ours} == {"fp32", "bf16", "fp16"}
@@ -258,9 +258,11 @@ def test_all_that_is_timed_on_a_gpu_is_right_in_the_interpreter(tmp_path: Path) 
 
 def test_kernels_are_measured_beside_dense_product_by_product(setting: Setting) -> None:
     found = list(kernels(setting))
-    places = {(one.product, one.dtype, one.density) for one in found if one.side == "gather"}
-    assert places == {(one.product, one.dtype, one.density) for one in found if one.side == "dense"}
-    assert len(places) == 3 * 3 * len(setting.densities)
+    places = {side: [(one.product, one.dtype) for one in found if one.side == side] for side in ("dense", "gather")}
+    assert places["dense"] == places["gather"] and len(places["dense"]) == 3 * 3 * len(setting.densities)
+    # Tensor cores have no float32, and panels come in two heights.
+    panels = {(one.dtype, one.config.partition("[")[0]) for one in found if one.side == "panel"}
+    assert panels == {(dtype, panel) for dtype in ("bf16", "fp16") for panel in ("panel64", "panel128")}
 
 
 def test_a_problem_has_new_numbers_each_time_and_one_weight_at_least(setting: Setting) -> None:

@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseflow.bench.gpu.efficiency import call_of, fit_points, keep
+from sparseflow.bench.gpu.efficiency import fit_points, keep
 from sparseflow.bench.gpu.fit import Sample, fit, fitted
 from sparseflow.bench.gpu.modelled import modelled_steps
 from sparseflow.bench.gpu.point import Point
+from sparseflow.bench.gpu.products import call_of
 from sparseflow.bench.gpu.setting import SQUARE, tiny
 from sparseflow.hardware.backends.triton_chips import H100, chip_of, fit_path
 from sparseflow.hardware.backends.triton_cost import Call, ChipModel
@@ -64,25 +65,33 @@ def test_a_model_that_is_wrong_in_shape_shows_in_the_held_out_error() -> None:
     assert one.held_out is not None and one.held_out > 3
 
 
-def point(side: str, product: str, seconds: float, section: str = "kernels") -> Point:
-    return Point(section, side, product, "bf16", 0.01, (11008, 4096, 8192), seconds=(seconds,) * 9, height=8)
+def point(side: str, product: str, seconds: float, kernel: str, section: str = "kernels") -> Point:
+    size = (11008, 4096, 8192)
+    return Point(section, side, product, "bf16", 0.01, size, seconds=(seconds,) * 9, config=kernel)
 
 
 def test_points_become_calls_with_the_rows_that_the_product_has() -> None:
-    forward, dgrad, wgrad = (call_of(point("gather", product, 1.0)) for product in ("forward", "dgrad", "wgrad"))
-    assert (forward.family, forward.rows, forward.columns, forward.height) == ("gather", 11008, 4096, 8)
-    assert (dgrad.family, dgrad.rows, dgrad.columns) == ("gather", 4096, 11008)
-    assert (wgrad.family, wgrad.rows, wgrad.columns) == ("gather_wgrad", 11008, 4096)
+    kernel = "panel128[tokens=64]"
+    forward, dgrad, wgrad = (call_of(point("panel", product, 1.0, kernel)) for product in ("forward", "dgrad", "wgrad"))
+    assert (forward.family, forward.rows, forward.columns, forward.height) == ("panel", 11008, 4096, 128)
+    assert (dgrad.family, dgrad.rows, dgrad.columns) == ("panel", 4096, 11008)
+    assert (wgrad.family, wgrad.rows, wgrad.columns) == ("panel_wgrad", 11008, 4096)
     assert forward.nnz == round(0.01 * 11008 * 4096) and forward.dtype == "bf16" and forward.tokens == 8192
+    assert call_of(point("compact", "dgrad", 1.0, "dense")).family == "dense"
 
 
 def test_only_checked_times_of_the_kernels_are_fitted() -> None:
-    wrong = replace(point("panel", "forward", 1.0), seconds=(), check="row 1 is off")
-    others = [point("torch CSR", "forward", 1.0), point("gather", "forward", 1.0, section="torch-sparse")]
-    fits, model = fit_points([point("gather", "forward", 2e-3), wrong, *others], tiny(0))
+    wrong = replace(point("panel", "forward", 1.0, "panel64"), seconds=(), check="row 1 is off")
+    others = [
+        point("dense", "forward", 1.0, ""),
+        point("torch CSR", "forward", 1.0, ""),
+        point("gather", "forward", 1.0, "gather16", section="torch-sparse"),
+    ]
+    right = point("gather", "forward", 2e-3, "gather16[tokens=32]")
+    fits, model = fit_points([right, wrong, *others], tiny(0))
     assert [one.name for one in fits] == ["eta_gather_bf16"]
     assert model.name == H100.name and set(model.eta) == {"eta_gather_bf16"}
-    assert model.seconds(call_of(point("gather", "forward", 1.0))) == pytest.approx(2e-3 + 2 * model.launch)
+    assert model.seconds(call_of(right)) == pytest.approx(2e-3 + 2 * model.launch)
 
 
 def test_plans_find_the_fitted_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
