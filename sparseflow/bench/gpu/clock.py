@@ -72,9 +72,13 @@ class _Replay:
 
 def capture(run: Callable[[], object]) -> Callable[[], object]:
     """What replays all that `run` launches, as one CUDA graph. `RuntimeError` where that cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            run()
+    finally:
+        # A capture that fails leaves its own stream behind as the current one.
+        torch.cuda.set_stream(stream)
     return graph.replay
 
 

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -35,6 +35,7 @@ class Problem:
     weight: Tensor
     xs: tuple[Tensor, ...]
     dys: tuple[Tensor, ...]
+    _expected: dict[Product, Tensor] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,10 +54,14 @@ class Problem:
 
     def expected(self, product: Product) -> Tensor:
         """What a product of the first copies must be, in float64: y (O, T), dx (I, T), or dweight (O, I)."""
-        if product == "forward":
-            return reference.linear(self.xs[0].t(), self.weight, self.mask).t()
-        dx, dweight = reference.linear_backward(self.dys[0].t(), self.xs[0].t(), self.weight, self.mask)
-        return dx.t() if product == "dgrad" else dweight
+        if product not in self._expected:
+            x, dy = self.xs[0].t(), self.dys[0].t()
+            if product == "forward":
+                self._expected["forward"] = reference.linear(x, self.weight, self.mask).t()
+            else:
+                dx, self._expected["wgrad"] = reference.linear_backward(dy, x, self.weight, self.mask)
+                self._expected["dgrad"] = dx.t()
+        return self._expected[product]
 
 
 def problem(setting: Setting, shape: Shape, dtype: torch.dtype, density: float) -> Problem:

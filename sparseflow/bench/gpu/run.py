@@ -28,14 +28,15 @@ from sparseflow.hardware.backends.triton_chips import H100
 # One run takes eight minutes at most. The last point that is begun may still have kernels to compile.
 MINUTES = 7.0
 
-# Name → what it measures, and how; in the order of what one wants to know first.
+# Name → what it measures, and how; in the order of what one wants to know first. The promises come before the kernels
+# one by one, most of which have to be compiled.
 SECTIONS: dict[str, tuple[str, Callable[[Setting], Iterator[Point]]]] = {
     "dense": ("Dense products on the masked weight: what zeros alone bring", dense),
     "2:4": ("2:4 on sparse tensor cores, through cuSPARSELt", semi_structured),
     "torch-sparse": ("torch's own sparse formats beside ours", torch_sparse),
-    "kernels": ("Our kernels, product by product, beside dense", kernels),
     "step": ("The whole step of a layer, by backend", step),
     "packing": ("A new mask, and the refresh of packed values", packing),
+    "kernels": ("Our kernels, product by product, beside dense", kernels),
     "bandwidth": ("What L2 and memory deliver", bandwidth),
     "kernels-wide": ("Our kernels on a wide layer", kernels_wide),
 }
