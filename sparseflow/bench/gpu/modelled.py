@@ -9,7 +9,7 @@ import torch
 
 from sparseflow.bench.gpu.promises import STEPS
 from sparseflow.bench.gpu.setting import Shape, short
-from sparseflow.hardware.backends.triton_choice import DENSE, WHICH, call_of, decide, modelled
+from sparseflow.hardware.backends.triton_choice import DENSE, WHICH, Product, Which, call_of, decide, modelled
 from sparseflow.hardware.backends.triton_cost import ChipModel
 from sparseflow.hardware.workload import Workload
 
@@ -53,7 +53,7 @@ def _modelled(chip: ChipModel, shape: Shape, dtype: torch.dtype, density: float)
     chosen = {which: getattr(layout, which) for which in WHICH}
     ours = {which: times[which][chosen[which]] for which in WHICH}
     dense = {which: times[which][DENSE] for which in WHICH}
-    limits = {which: max(chip.limits(call_of(work, which, chosen[which])).values()) for which in WHICH}
+    limits = {which: min(_at_best(chip, work, which, one) for one in times[which]) for which in WHICH}
     promise = STEPS.get((short(dtype), density))
     return Modelled(
         short(dtype),
@@ -64,3 +64,8 @@ def _modelled(chip: ChipModel, shape: Shape, dtype: torch.dtype, density: float)
         sum(dense.values()) / sum(limits.values()),
         None if promise is None else promise.floor,
     )
+
+
+def _at_best(chip: ChipModel, work: Workload, which: Which, kernel: Product) -> float:
+    call = call_of(work, which, kernel)
+    return chip.seconds(call) if kernel == DENSE else max(chip.limits(call).values())
