@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from sparseflow.hardware.backends.triton_choice import Layout, Product, Which
+from sparseflow.hardware.backends.triton_choice import WHICH, Kind, Layout, Product, Which
 from sparseflow_kernels import triton_sddmm, triton_spmm
 from sparseflow_kernels.triton_axis import Axis
 from sparseflow_kernels.triton_coo import Coo, conv_dgrad_coo, forward_coo, linear_dgrad_coo
@@ -21,19 +23,28 @@ from sparseflow_kernels.triton_tune import parse_config
 Part = Slices
 Config = SpmmConfig | SddmmConfig
 
+_C = TypeVar("_C", SpmmConfig, SddmmConfig)
+# By the kind of kernel, and whether it is the weight gradient's.
+_KINDS: dict[tuple[Kind, bool], type[Config]] = {("gather", False): SpmmConfig, ("gather", True): SddmmConfig}
+
 
 def parts_of(mask: Tensor, layout: Layout) -> dict[Which, Part]:
-    """The structures that the products of a layout need, by product; one is shared where two can."""
-    # The input gradient has rows of its own; the weight gradient reads the same as the forward.
+    """The structures that the products of a layout need, by product; one is shared where two can.
+
+    `ValueError` for a configuration that is none of the kernel's.
+    """
     found: dict[Which, Part] = {}
-    coo = forward_coo(mask, layout.geometry.groups)
-    if layout.forward.kind != "dense":
-        found["forward"] = _part(coo, layout.forward)
-    if layout.dgrad.kind != "dense":
-        found["dgrad"] = _part(_dgrad_coo(mask, layout), layout.dgrad)
-    if layout.wgrad.kind != "dense":
-        same = (layout.wgrad.kind, layout.wgrad.height) == (layout.forward.kind, layout.forward.height)
-        found["wgrad"] = found["forward"] if same else _part(coo, layout.wgrad)
+    for which in WHICH:
+        product: Product = getattr(layout, which)
+        if product.kind == "dense":
+            continue
+        _config(_KINDS[product.kind, which == "wgrad"], product.config)
+        # The weight gradient reads the same as the forward; the input gradient has rows of its own.
+        if which == "wgrad" and (product.kind, product.height) == (layout.forward.kind, layout.forward.height):
+            found[which] = found["forward"]
+        else:
+            coo = _dgrad_coo(mask, layout) if which == "dgrad" else forward_coo(mask, layout.geometry.groups)
+            found[which] = slices(coo.rows, coo.columns, coo.places, coo.shape, product.height)
     return found
 
 
@@ -42,16 +53,14 @@ def multiply(
 ) -> Tensor:
     """(rows, tokens) in the dtype of x: the forward, or the input gradient."""
     packed = refresh(values, [part.source], x.dtype)[0]
-    config = parse_config(SpmmConfig, product.config) if product.config else None
-    return spmm(part, packed, x, lines, x.dtype, bias, relu, config)
+    return spmm(part, packed, x, lines, x.dtype, bias, relu, _config(SpmmConfig, product.config))
 
 
 def weight_gradient(
     part: Part, product: Product, dy_OT: Tensor, x: Tensor, lines: Lines, nnz: int, dtype: torch.dtype
 ) -> Tensor:
     """dvalues (nnz,) of that dtype, in canonical order."""
-    config = parse_config(SddmmConfig, product.config) if product.config else None
-    return sddmm(part, dy_OT, x, lines, nnz, dtype, config)
+    return sddmm(part, dy_OT, x, lines, nnz, dtype, _config(SddmmConfig, product.config))
 
 
 def configs_of(
@@ -63,8 +72,9 @@ def configs_of(
     return triton_spmm.default_config(dtype, device), triton_spmm.CONFIGS[dtype.itemsize]
 
 
-def _part(coo: Coo, product: Product) -> Part:
-    return slices(coo.rows, coo.columns, coo.places, coo.shape, product.height)
+@functools.cache
+def _config(kind: type[_C], text: str) -> _C | None:
+    return parse_config(kind, text) if text else None
 
 
 def _dgrad_coo(mask: Tensor, layout: Layout) -> Coo:
