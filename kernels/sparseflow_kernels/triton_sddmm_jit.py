@@ -1,67 +1,71 @@
-"""The SDDMM kernel, and the one that adds partial sums. Their launchers are in `triton_sddmm`."""
+"""The SDDMM kernel, and the one that adds partial sums. Their launchers are in `triton_sddmm`.
 
-import triton
+Tiles are (STEPS, HEIGHT, TOKENS): steps of the lanes of a slice, by consecutive tokens. The compiler gives each thread
+16 bytes of tokens, and all of the STEPS dimension: a thread uses its part of dy STEPS times.
+"""
+
 import triton.language as tl
+
+from sparseflow_kernels.triton_jit import jit
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
 
 
-@triton.jit
+@jit
 def sddmm_kernel(
     dy, x, index, source, lane_rows, lengths, starts, offsets, table, out,
     slices, chunks, tiles, tiles_of_line, tiles_of_part, run, pitch, dy_pitch, nnz,
-    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
-    OFFSETS: tl.constexpr, TABLE: tl.constexpr,
+    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, VECTOR: tl.constexpr, EVEN: tl.constexpr,
+    UNIT: tl.constexpr, OFFSETS: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """One program: STEPS steps of a slice, over one part of the tokens."""
     number = tl.program_id(0)
     slice = number % slices
     chunk = number // slices % chunks
     part = number // slices // chunks
-    lane = tl.arange(0, HEIGHT)
+    # Lanes are sorted by length: the first is the longest.
     if chunk * STEPS < tl.load(lengths + slice * HEIGHT):
-        length = tl.load(lengths + slice * HEIGHT + lane)
-        row = tl.load(lane_rows + slice * HEIGHT + lane)
+        lane = slice * HEIGHT + tl.arange(0, HEIGHT)
         step = chunk * STEPS + tl.arange(0, STEPS)[:, None]
-        kept = step < length[None, :]
-        slot = tl.load(starts + slice) + (step // _GROUP * HEIGHT + lane[None, :]) * _GROUP + step % _GROUP
+        kept = step < tl.load(lengths + lane)[None, :]
+        group = step // _GROUP * HEIGHT + tl.arange(0, HEIGHT)[None, :]
+        slot = tl.load(starts + slice) + group * _GROUP + step % _GROUP
+        # Where no weight is kept, column 0 is read, and what comes of it is not stored.
         column = tl.load(index + slot, mask=kept, other=0)
         if column.dtype == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
-        if TABLE:
-            place = tl.multiple_of(tl.load(table + column, mask=kept, other=0), [UNIT, UNIT])
-        else:
-            place = column.to(tl.int64) * pitch
-        x_columns = x + place[:, :, None]
-        dy_rows = dy + (row.to(tl.int64) * dy_pitch)[:, None]
-        any_kept = length > chunk * STEPS
-        token = tl.arange(0, TOKENS)
-        sums = tl.zeros((STEPS, HEIGHT, TOKENS), dtype=tl.float32)
+        place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT]) if TABLE else column.to(tl.int64) * pitch
+        x_rows = x + place[:, :, None]
+        dy_rows = dy + (tl.load(lane_rows + lane).to(tl.int64) * dy_pitch)[:, None]
+        sums = tl.zeros((STEPS, HEIGHT, TOKENS // VECTOR), dtype=tl.float32)
         for tile in range(part * tiles_of_part, tl.minimum(tiles, (part + 1) * tiles_of_part)):
-            line, first = tile // tiles_of_line, tile % tiles_of_line * TOKENS
-            inside = first + token < run
-            x_first = first
             if OFFSETS:
-                x_first = first + tl.multiple_of(tl.load(offsets + line), UNIT)
-            gradient = tl.load(
-                dy_rows + (line * run + first + token)[None, :],
-                mask=any_kept[:, None] & inside[None, :],
-                other=0.0,
-            )
-            numbers = tl.load(
-                x_columns + (x_first + token)[None, None, :],
-                mask=kept[:, :, None] & inside[None, None, :],
-                other=0.0,
-            )
-            sums += gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
+                line = tile // tiles_of_line
+                token = tile % tiles_of_line * TOKENS + tl.arange(0, TOKENS)
+                x_first = tl.multiple_of(tl.load(offsets + line), UNIT)
+                dy_first = line * run
+            else:
+                token = tile * TOKENS + tl.arange(0, TOKENS)
+                x_first = 0
+                dy_first = 0
+            x_tile = x_rows + x_first + token[None, None, :]
+            dy_tile = dy_rows + dy_first + token[None, :]
+            if EVEN:
+                gradient = tl.load(dy_tile)
+                numbers = tl.load(x_tile)
+            else:
+                gradient = tl.load(dy_tile, mask=(token < run)[None, :], other=0.0)
+                numbers = tl.load(x_tile, mask=(token < run)[None, None, :], other=0.0)
+            products = gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
+            sums += tl.sum(tl.reshape(products, (STEPS, HEIGHT, TOKENS // VECTOR, VECTOR)), axis=3)
         total = tl.sum(sums, axis=2)
-        target = tl.load(source + slot, mask=kept, other=0)
-        tl.store(out + part.to(tl.int64) * nnz + target, total.to(out.dtype.element_ty), mask=kept)
+        place_of_value = part.to(tl.int64) * nnz + tl.load(source + slot, mask=kept, other=0)
+        tl.store(out + place_of_value, total.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@jit
 def add_parts_kernel(parts, out, nnz, count, BLOCK: tl.constexpr):
     """One program: BLOCK values, their partial sums added in order."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
