@@ -1,0 +1,78 @@
+"""The SDDMM kernel, and the one that adds partial sums. Their launchers are in `triton_sddmm`.
+
+Tiles are (STEPS, HEIGHT, TOKENS): steps of the lanes of a slice, by consecutive tokens. The compiler gives each thread
+16 bytes of tokens, and all of the STEPS dimension: a thread uses its part of dy STEPS times.
+"""
+
+import triton
+import triton.language as tl
+
+# Steps that stand side by side: triton_slices.GROUP.
+_GROUP = tl.constexpr(4)
+
+
+@triton.jit
+def sddmm_kernel(
+    dy, x, index, source, lane_rows, lengths, starts, offsets, table, out,
+    slices, chunks, tiles, tiles_of_line, tiles_of_part, run, pitch, dy_pitch, nnz,
+    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
+    OFFSETS: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """One program: STEPS steps of a slice, over one part of the tokens."""
+    number = tl.program_id(0)
+    slice = number % slices
+    chunk = number // slices % chunks
+    part = number // slices // chunks
+    # Lanes are sorted by length: the first is the longest.
+    if chunk * STEPS < tl.load(lengths + slice * HEIGHT):
+        lane = slice * HEIGHT + tl.arange(0, HEIGHT)
+        step = chunk * STEPS + tl.arange(0, STEPS)[:, None]
+        kept = step < tl.load(lengths + lane)[None, :]
+        group = step // _GROUP * HEIGHT + tl.arange(0, HEIGHT)[None, :]
+        slot = tl.load(starts + slice) + group * _GROUP + step % _GROUP
+        # Where no weight is kept, column 0 is read, and what comes of it is not stored.
+        column = tl.load(index + slot, mask=kept, other=0)
+        if column.dtype == tl.int16:
+            # The bits are those of an unsigned number.
+            column = column.to(tl.int32) & 0xFFFF
+        if TABLE:
+            place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT])
+        else:
+            place = column.to(tl.int64) * pitch
+        x_rows = x + place[:, :, None]
+        dy_rows = dy + (tl.load(lane_rows + lane).to(tl.int64) * dy_pitch)[:, None]
+        sums = tl.zeros((STEPS, HEIGHT, TOKENS), dtype=tl.float32)
+        for tile in range(part * tiles_of_part, tl.minimum(tiles, (part + 1) * tiles_of_part)):
+            if OFFSETS:
+                line = tile // tiles_of_line
+                token = tile % tiles_of_line * TOKENS + tl.arange(0, TOKENS)
+                x_first = tl.multiple_of(tl.load(offsets + line), UNIT)
+                dy_first = line * run
+            else:
+                token = tile * TOKENS + tl.arange(0, TOKENS)
+                x_first = 0
+                dy_first = 0
+            x_tile = x_rows + x_first + token[None, None, :]
+            dy_tile = dy_rows + dy_first + token[None, :]
+            if EVEN:
+                gradient = tl.load(dy_tile)
+                numbers = tl.load(x_tile)
+            else:
+                gradient = tl.load(dy_tile, mask=(token < run)[None, :], other=0.0)
+                numbers = tl.load(x_tile, mask=(token < run)[None, None, :], other=0.0)
+            sums += gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
+        total = tl.sum(sums, axis=2)
+        place_of_value = part.to(tl.int64) * nnz + tl.load(source + slot, mask=kept, other=0)
+        tl.store(out + place_of_value, total.to(out.dtype.element_ty), mask=kept)
+
+
+@triton.jit
+def add_parts_kernel(parts, out, nnz, count, BLOCK: tl.constexpr):
+    """One program: BLOCK values, their partial sums added in order."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < nnz
+    sums = tl.zeros((BLOCK,), dtype=tl.float32)
+    for _ in range(0, count):
+        sums += tl.load(parts + place, mask=inside, other=0.0)
+        parts += nnz
+    tl.store(out + place, sums.to(out.dtype.element_ty), mask=inside)
