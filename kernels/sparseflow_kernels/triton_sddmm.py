@@ -43,11 +43,11 @@ class SddmmConfig:
 DEFAULT = {size: SddmmConfig(32, 16, 64 // size) for size in (4, 2)}
 # The interpreter takes about as long for a large tile as for a small one.
 INTERPRETED = SddmmConfig(32, 16, 256, part=1 << 30)
-# What may be faster: more steps read dy less often, and fewer tokens leave room for more lanes.
+# What may be faster: tiles of x for 4 or 8 warps, by bytes. More steps read dy less often, and fewer tokens leave room for more lanes.
 CONFIGS = {
     size: [
-        SddmmConfig(lanes * 32 // width, steps, width // size, part)
-        for lanes, steps, width, part in product((32, 64), (8, 16), (32, 64, 128), (1024, 4096))
+        SddmmConfig(tile // width, steps, width // size, part)
+        for tile, steps, width, part in product((2048, 4096), (8, 16), (32, 64, 128), (1024, 4096))
     ]
     for size in (4, 2)
 }
