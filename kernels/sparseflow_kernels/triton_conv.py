@@ -105,9 +105,9 @@ def _lines(
     channel = torch.arange(channels, device=device) * each
     table = (channel[:, None] + torch.tensor(taps, device=device)).flatten()
     if pitch == columns:
-        return Lines(1, rows * columns * images, 0, channels * each, None, table, images)
+        return Lines(table.numel(), 1, rows * columns * images, 0, channels * each, None, table, images)
     offsets = torch.arange(rows, device=device) * (pitch * images)
-    return Lines(rows, columns * images, 0, channels * each, offsets, table, images)
+    return Lines(table.numel(), rows, columns * images, 0, channels * each, offsets, table, images)
 
 
 def _place(image: Tensor, plane: Tensor, origin: tuple[int, int]) -> None:

@@ -26,7 +26,7 @@ class Coo(NamedTuple):
 
 
 def forward_coo(mask: Tensor, groups: int = 1) -> Coo:
-    """The matrix of the forward: (O, I), or (O, C kh kw) of a (O, C / groups, kh, kw) mask, block-diagonal in groups."""
+    """The matrix of the forward: (O, I), or (O, C kh kw) of a (O, C / groups, kh, kw) mask, a block for each group."""
     outputs = mask.shape[0]
     width = mask.shape[1:].numel()
     rows, columns = mask.reshape(outputs, width).nonzero().unbind(1)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Lines:
-    """`count` lines of `run` tokens. All places are numbers of elements, and 64 bits wide."""
+    """`count` lines of `run` tokens, for K `columns`. All places are numbers of elements, and 64 bits wide."""
 
+    columns: int
     count: int
     run: int
     # Elements between columns, where there is no table.
@@ -43,4 +44,4 @@ def linear_lines(x_KB: Tensor) -> Lines:
     if tokens > 1 and x_KB.stride(1) != 1:
         raise ValueError(f"expected x feature-major, strides (any, 1), got {tuple(x_KB.stride())}; copy it first")
     pitch = x_KB.stride(0) if features > 1 else tokens
-    return Lines(1, tokens, pitch, max(features - 1, 0) * pitch + tokens)
+    return Lines(features, 1, tokens, pitch, max(features - 1, 0) * pitch + tokens)

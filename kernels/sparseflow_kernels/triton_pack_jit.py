@@ -1,10 +1,11 @@
 """The kernel that fills packed copies of the values. Its launcher is in `triton_pack`."""
 
-import triton
 import triton.language as tl
 
+from sparseflow_kernels.triton_jit import jit
 
-@triton.jit
+
+@jit
 def refresh_kernel(values, source, packed, other_source, other_packed, slots, other_slots, BLOCK: tl.constexpr):
     """One program: BLOCK slots of the first copy or, behind its last, of the other."""
     number = tl.program_id(0)
@@ -15,7 +16,7 @@ def refresh_kernel(values, source, packed, other_source, other_packed, slots, ot
         _fill(values, other_source, other_packed, number - blocks, other_slots, BLOCK)
 
 
-@triton.jit
+@jit
 def _fill(values, source, packed, number, slots, BLOCK: tl.constexpr):
     slot = number.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = slot < slots

@@ -1,8 +1,8 @@
 """dW = dy xᵀ at the kept places of W alone: the weight gradient, from feature-major dy and x.
 
-A program holds a few steps of a slice and walks through the tokens: a row of dy is read once for all its steps. Where
-there are more tokens than the second-level cache holds, or too few nonzeros to fill the chip, the tokens are cut into
-parts, whose sums are added at the end, in order. Products and sums are float32 and repeat bit for bit.
+A program holds a few steps of a slice and walks through the tokens: a row of dy is read once for all its steps. The
+tokens are cut into parts, whose rows of x and dy fit in the second-level cache together; their sums are added at the
+end, in order. Products and sums are float32 and repeat bit for bit.
 
 Shapes: O rows, K columns, Z kept weights, R lanes of a slice.
 """
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.triton_device import divisor, threads_of_warp
 from sparseflow_kernels.triton_lines import Lines
 from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel, sddmm_kernel
 from sparseflow_kernels.triton_slices import Slices
@@ -22,15 +23,35 @@ from sparseflow_kernels.triton_spmm import check_product
 
 @dataclass(frozen=True)
 class SddmmConfig:
-    """How one program works: `steps` steps of a slice (a multiple of 4), `tokens` at a time, with `warps` warps.
+    """How the work is cut: `steps` steps of a slice, a multiple of 4, by `tokens` tokens at a time.
 
-    `part`: tokens that one program walks through.
+    `rows`: lanes that one thread works on. `part`: tokens that one program walks through.
     """
 
     steps: int
     tokens: int
-    warps: int
+    rows: int = 1
     part: int = 2048
+
+    def warps(self, height: int, itemsize: int, threads: int = 32) -> int:
+        """Warps of a program; `threads`: of a warp."""
+        return min(max(1, height * self.tokens * itemsize // (16 * threads * self.rows)), 512 // threads)
+
+
+# By bytes of a number of x.
+DEFAULT = {4: SddmmConfig(16, 16), 2: SddmmConfig(16, 32)}
+# The interpreter takes about as long for a small tile as for a large one.
+INTERPRETED = SddmmConfig(16, 256, part=1 << 30)
+# What may be faster: more steps read dy less often, fewer tokens leave room for more lanes.
+CONFIGS = {
+    itemsize: [
+        SddmmConfig(steps, size // itemsize, 1, part)
+        for steps in (4, 8, 16)
+        for size in (32, 64, 128)
+        for part in (1024, 4096)
+    ]
+    for itemsize in (4, 2)
+}
 
 
 def sddmm(
@@ -42,7 +63,7 @@ def sddmm(
     dtype: torch.dtype = torch.float32,
     config: SddmmConfig | None = None,
 ) -> Tensor:
-    """(nnz,), of that dtype: the gradients in canonical order. `dy`: (O, tokens), rows contiguous.
+    """(nnz,), of that dtype: the gradients in canonical order. `dy`: (O, tokens), rows contiguous, maybe with gaps.
 
     `ValueError` where shapes, devices or dtypes do not fit.
     """
@@ -52,16 +73,38 @@ def sddmm(
             f"expected dy of shape ({slices.rows}, {lines.tokens}) with contiguous rows, "
             f"got {tuple(dy.shape)} with strides {tuple(dy.stride())}"
         )
-    config = config or default_config(x.dtype, x.device)
+    if dy.device != x.device:
+        raise ValueError(f"expected dy on {x.device}, where x is, got {dy.device}; move one")
+    config = config or (DEFAULT[x.itemsize] if x.device.type == "cuda" else INTERPRETED)
     tokens = min(config.tokens, 1 << max(lines.run - 1, 0).bit_length())
-    tiles_of_line = -(-lines.run // tokens)
-    tiles = lines.count * tiles_of_line
-    tiles_of_part = max(1, config.part // tokens)
-    parts = max(1, -(-tiles // tiles_of_part))
+    tiles = lines.count * -(-lines.run // tokens)
+    parts = max(1, -(-tiles * tokens // config.part))
     sums = x.new_empty(parts, nnz, dtype=torch.float32 if parts > 1 else dtype)
     if nnz == 0:
         return sums[0]
+    _launch(slices, dy, x, lines, nnz, config, tokens, parts, sums)
+    if parts == 1:
+        return sums[0]
+    out = x.new_empty(nnz, dtype=dtype)
+    add_parts_kernel[(-(-nnz // 1024),)](sums, out, nnz, parts, BLOCK=1024, num_warps=4)
+    return out
+
+
+def _launch(
+    slices: Slices,
+    dy: Tensor,
+    x: Tensor,
+    lines: Lines,
+    nnz: int,
+    config: SddmmConfig,
+    tokens: int,
+    parts: int,
+    sums: Tensor,
+) -> None:
+    tiles_of_line = -(-lines.run // tokens)
+    tiles = lines.count * tiles_of_line
     chunks = -(-slices.steps // config.steps)
+    # Arguments that a kernel does not use may be any tensor.
     sddmm_kernel[(slices.count * chunks * parts,)](
         dy,
         x,
@@ -70,14 +113,14 @@ def sddmm(
         slices.lane_rows,
         slices.lengths,
         slices.starts,
-        lines.offsets if lines.offsets is not None else slices.starts,
-        lines.table if lines.table is not None else slices.starts,
+        slices.starts if lines.offsets is None else lines.offsets,
+        slices.starts if lines.table is None else lines.table,
         sums,
         slices.count,
         chunks,
         tiles,
         tiles_of_line,
-        tiles_of_part,
+        -(-tiles // parts),
         lines.run,
         lines.pitch,
         dy.stride(0) if slices.rows > 1 else lines.tokens,
@@ -85,30 +128,10 @@ def sddmm(
         HEIGHT=slices.height,
         STEPS=config.steps,
         TOKENS=tokens,
+        VECTOR=min(tokens, 16 // x.itemsize),
         EVEN=lines.run % tokens == 0,
-        UNIT=16 if lines.unit % 16 == 0 else 1,
+        UNIT=divisor(lines.unit),
         OFFSETS=lines.offsets is not None,
         TABLE=lines.table is not None,
-        num_warps=config.warps,
+        num_warps=config.warps(slices.height, x.itemsize, threads_of_warp()),
     )
-    if parts == 1:
-        return sums[0]
-    out = x.new_empty(nnz, dtype=dtype)
-    add_parts_kernel[(-(-nnz // 1024),)](sums, out, nnz, parts, BLOCK=1024, num_warps=4)
-    return out
-
-
-def default_config(dtype: torch.dtype, device: torch.device) -> SddmmConfig:
-    """What to use where nothing was measured."""
-    if device.type == "cpu":
-        return INTERPRETED
-    return DEFAULT[dtype.itemsize]
-
-
-# By bytes of a number of x.
-DEFAULT = {4: SddmmConfig(8, 32, 8), 2: SddmmConfig(8, 64, 8)}
-INTERPRETED = SddmmConfig(16, 256, 4, 1 << 20)
-CONFIGS = {
-    4: [SddmmConfig(steps, 32, warps, part) for steps in (4, 8, 16) for warps in (4, 8, 16) for part in (1024, 4096)],
-    2: [SddmmConfig(steps, 64, warps, part) for steps in (4, 8, 16) for warps in (4, 8, 16) for part in (1024, 4096)],
-}

@@ -4,19 +4,20 @@ Tiles are (STEPS, HEIGHT, TOKENS): steps of the lanes of a slice, by consecutive
 16 bytes of tokens, and all of the STEPS dimension: a thread uses its part of dy STEPS times.
 """
 
-import triton
 import triton.language as tl
+
+from sparseflow_kernels.triton_jit import jit
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
 
 
-@triton.jit
+@jit
 def sddmm_kernel(
     dy, x, index, source, lane_rows, lengths, starts, offsets, table, out,
     slices, chunks, tiles, tiles_of_line, tiles_of_part, run, pitch, dy_pitch, nnz,
-    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
-    OFFSETS: tl.constexpr, TABLE: tl.constexpr,
+    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, VECTOR: tl.constexpr, EVEN: tl.constexpr,
+    UNIT: tl.constexpr, OFFSETS: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
     """One program: STEPS steps of a slice, over one part of the tokens."""
     number = tl.program_id(0)
@@ -35,13 +36,10 @@ def sddmm_kernel(
         if column.dtype == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
-        if TABLE:
-            place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT])
-        else:
-            place = column.to(tl.int64) * pitch
+        place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT]) if TABLE else column.to(tl.int64) * pitch
         x_rows = x + place[:, :, None]
         dy_rows = dy + (tl.load(lane_rows + lane).to(tl.int64) * dy_pitch)[:, None]
-        sums = tl.zeros((STEPS, HEIGHT, TOKENS), dtype=tl.float32)
+        sums = tl.zeros((STEPS, HEIGHT, TOKENS // VECTOR), dtype=tl.float32)
         for tile in range(part * tiles_of_part, tl.minimum(tiles, (part + 1) * tiles_of_part)):
             if OFFSETS:
                 line = tile // tiles_of_line
@@ -60,13 +58,14 @@ def sddmm_kernel(
             else:
                 gradient = tl.load(dy_tile, mask=(token < run)[None, :], other=0.0)
                 numbers = tl.load(x_tile, mask=(token < run)[None, None, :], other=0.0)
-            sums += gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
+            products = gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
+            sums += tl.sum(tl.reshape(products, (STEPS, HEIGHT, TOKENS // VECTOR, VECTOR)), axis=3)
         total = tl.sum(sums, axis=2)
         place_of_value = part.to(tl.int64) * nnz + tl.load(source + slot, mask=kept, other=0)
         tl.store(out + place_of_value, total.to(out.dtype.element_ty), mask=kept)
 
 
-@triton.jit
+@jit
 def add_parts_kernel(parts, out, nnz, count, BLOCK: tl.constexpr):
     """One program: BLOCK values, their partial sums added in order."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -16,6 +16,7 @@ Shapes: O rows, K columns, Z kept weights, S slices, R lanes of a slice, P piece
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,8 @@ class Slices:
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Slices:
         """The same structure over those tensors."""
-        return replace(self, **{name: tensors[name] for name in self.tensors()})
+        changes: dict[str, Any] = {name: tensors[name] for name in self.tensors()}
+        return replace(self, **changes)
 
 
 def slices(
@@ -101,6 +103,7 @@ def slices(
     starts = torch.zeros(number + 1, dtype=torch.int64, device=rows.device)
     starts[1:] = (groups * (GROUP * height)).cumsum(0)
     slots, steps = torch.stack([starts[-1], lengths[:1].sum()]).tolist()
+    _check_count("places in a slice", steps * height)
     slot = _slots(rows, lanes, order.argsort(), starts, height)
     narrow = torch.int16 if shape[1] <= _NARROW else torch.int32
     return Slices(
@@ -182,7 +185,10 @@ def _padded(tensor: Tensor, count: int, value: int) -> Tensor:
 def _check(rows: Tensor, shape: tuple[int, int], height: int) -> None:
     if height < 1 or height & (height - 1):
         raise ValueError(f"expected a height of 1, 2, 4, ... lanes, got {height}")
-    limit = 2**31
     for what, number in (("nonzeros", rows.numel()), ("rows", shape[0]), ("columns", shape[1])):
-        if number >= limit:
-            raise ValueError(f"expected fewer than 2**31 {what}, got {number}; use the backend 'dense-compact'")
+        _check_count(what, number)
+
+
+def _check_count(what: str, number: int) -> None:
+    if number >= 2**31:
+        raise ValueError(f"expected fewer than 2**31 {what}, got {number}; use the backend 'dense-compact'")

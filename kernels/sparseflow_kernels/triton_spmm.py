@@ -1,21 +1,24 @@
 """y = W x for a sparse W in slices and a feature-major x, with bias and ReLU: the forward and the input gradient.
 
 Each output row is a sum of rows of x, so that no load is wasted whatever the mask. Products and sums are float32, in a
-fixed order: results repeat bit for bit. What bounds the kernel is how fast rows of x come from the first-level cache;
-hence the lanes of a slice, which walk through the columns together, and the order of the programs, which lets those
-that run at the same time read the same tile of tokens.
+fixed order: results repeat bit for bit.
+
+What bounds the kernel is how fast rows of x come from the first-level cache, so long as they are there. Two ways lead
+to that. The lanes of a slice walk through the columns together, so that at high density a band of x suffices for many
+of them. And where a tile of few tokens fits in the cache as a whole, a few programs do all slices of that tile.
 
 Shapes: O rows, K columns, R lanes of a slice, T tokens.
 """
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.triton_device import divisor, multiprocessors, threads_of_warp
 from sparseflow_kernels.triton_lines import Lines
 from sparseflow_kernels.triton_slices import Slices
 from sparseflow_kernels.triton_spmm_jit import add_pieces_kernel, spmm_kernel
@@ -23,15 +26,43 @@ from sparseflow_kernels.triton_spmm_jit import add_pieces_kernel, spmm_kernel
 
 @dataclass(frozen=True)
 class SpmmConfig:
-    """How one program works: on `tokens` × `repeat` tokens of a slice, with `warps` warps.
+    """How the work is cut: into tiles of `tokens` × `repeat` tokens, by slices.
 
-    `share`: how many multiprocessors work on one tile of tokens at a time.
+    `rows`: lanes that one thread works on. `programs`: how many share a tile, each doing its part of the slices; 0: one
+    for each slice. `share`: multiprocessors that work on the same tile at a time.
     """
 
     tokens: int
-    repeat: int
-    warps: int
+    repeat: int = 1
+    rows: int = 1
+    programs: int = 0
     share: int = 1
+
+    def warps(self, height: int, itemsize: int, threads: int = 32) -> int:
+        """Warps of a program; `threads`: of a warp."""
+        return min(max(1, height * self.tokens * itemsize // (16 * threads * self.rows)), 1024 // threads)
+
+
+# By bytes of a number of x. At 10 % of the weights kept, the band of 64 lanes is some 500 columns wide.
+DEFAULT = {4: SpmmConfig(32, 1, 2, share=2), 2: SpmmConfig(64, 1, 2, share=2)}
+# The interpreter takes about as long for a small tile as for a large one.
+INTERPRETED = SpmmConfig(1024)
+# What may be faster. A lane's tile of `tokens` is 64 to 256 bytes; with fewer, a thread would load less than 16.
+# Threads outnumber the lanes of a slice, or the compiler moves columns and values through shared memory.
+CONFIGS = {
+    itemsize: [
+        *(
+            SpmmConfig(128 // itemsize, repeat, rows, 0, share)
+            for repeat in (1, 2)
+            for rows in (1, 2)
+            for share in (1, 4)
+        ),
+        *(SpmmConfig(256 // itemsize, 1, rows, 0, share) for rows in (1, 2) for share in (1, 4)),
+        *(SpmmConfig(64 // itemsize, repeat, 1, programs) for repeat, programs in product((1, 2), (0, 1, 2, 4))),
+        *(SpmmConfig(32 // itemsize, 1, 1, programs) for programs in (0, 1, 2, 4)),
+    ]
+    for itemsize in (4, 2)
+}
 
 
 def spmm(
@@ -57,7 +88,7 @@ def spmm(
     y = x.new_empty(slices.rows, lines.tokens, dtype=dtype)
     if y.numel() == 0:
         return y
-    config = config or default_config(x.dtype, x.device)
+    config = config or (DEFAULT[x.itemsize] if x.device.type == "cuda" else INTERPRETED)
     pieces = x.new_empty(slices.pieces, lines.tokens, dtype=torch.float32)
     _launch(slices, packed, x, lines, bias_O, relu, config, y, pieces)
     if slices.pieces:
@@ -65,37 +96,24 @@ def spmm(
     return y
 
 
-def default_config(dtype: torch.dtype, device: torch.device) -> SpmmConfig:
-    """What to use where nothing was measured."""
-    if device.type == "cpu":
-        return INTERPRETED
-    return DEFAULT[dtype.itemsize]
-
-
-# By bytes of a number of x. 128 bytes of a lane's tokens are one line of cache.
-DEFAULT = {4: SpmmConfig(32, 2, 8, 2), 2: SpmmConfig(64, 2, 8, 2)}
-# The interpreter takes as long for a small tile as for a large one.
-INTERPRETED = SpmmConfig(1024, 1, 4)
-CONFIGS = {
-    4: [SpmmConfig(tokens, repeat, warps, 2) for tokens in (32, 64) for repeat in (1, 2) for warps in (4, 8, 16)],
-    2: [SpmmConfig(tokens, repeat, warps, 2) for tokens in (64, 128) for repeat in (1, 2) for warps in (4, 8, 16)],
-}
-
-
 def check_product(slices: Slices, x: Tensor, lines: Lines) -> None:
-    """`ValueError` where x is not what the slices and lines need, so that nothing is read out of its bounds."""
-    if lines.table is not None and lines.table.shape != (slices.columns,):
-        raise ValueError(f"expected lines for {slices.columns} columns, got {lines.table.numel()}")
-    held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
-    if held < lines.extent:
-        raise ValueError(f"expected x to hold {lines.extent} elements, got {held}")
+    """`ValueError` where x is not what slices and lines need, so that nothing is read out of its bounds."""
+    if x.dtype not in DTYPES:
+        raise ValueError(f"expected x of float32, bfloat16 or float16, got {x.dtype}; use the backend 'dense-compact'")
     if x.device != slices.index.device:
         raise ValueError(f"expected x on {slices.index.device}, where the mask was packed, got {x.device}; move one")
-    if x.dtype not in DTYPES:
-        raise ValueError(f"expected x of float32, bfloat16 or float16, got {x.dtype}")
+    if lines.columns != slices.columns:
+        raise ValueError(f"expected lines of {slices.columns} columns, got {lines.columns}")
+    held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
+    if held < lines.extent:
+        raise ValueError(f"expected x to hold {lines.extent} elements behind its first, got {held}")
+    if lines.tokens > MOST_TOKENS:
+        raise ValueError(f"expected {MOST_TOKENS} tokens at most, got {lines.tokens}; split the batch")
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Tokens are counted in 32 bits, to the end of the last tile.
+MOST_TOKENS = 2**31 - 2**16
 
 
 def _launch(
@@ -113,20 +131,23 @@ def _launch(
     tile = tokens * config.repeat
     tiles_of_line = -(-lines.run // tile)
     tiles = lines.count * tiles_of_line
-    spmm_kernel[(tiles * slices.count,)](
+    programs = min(config.programs or slices.count, slices.count)
+    # Arguments that a kernel does not use may be any tensor.
+    spmm_kernel[(tiles * programs,)](
         x,
         slices.index,
         packed,
         slices.targets,
         slices.lengths,
         slices.starts,
-        lines.offsets if lines.offsets is not None else slices.starts,
-        lines.table if lines.table is not None else slices.starts,
-        bias if bias is not None else packed,
+        slices.starts if lines.offsets is None else lines.offsets,
+        slices.starts if lines.table is None else lines.table,
+        packed if bias is None else bias,
         y,
         pieces,
         slices.rows,
         slices.count,
+        programs,
         tiles,
         tiles_of_line,
         lines.run,
@@ -137,24 +158,23 @@ def _launch(
         TOKENS=tokens,
         REPEAT=config.repeat,
         EVEN=lines.run % tile == 0,
-        UNIT=16 if lines.unit % 16 == 0 else 1,
+        UNIT=divisor(lines.unit),
         OFFSETS=lines.offsets is not None,
         TABLE=lines.table is not None,
         BIAS=bias is not None,
         RELU=relu,
         SPLIT=slices.pieces > 0,
-        num_warps=config.warps,
+        num_warps=config.warps(slices.height, x.itemsize, threads_of_warp()),
     )
 
 
 def _add_pieces(slices: Slices, pieces: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
     tokens = 1024
-    grid = (-(-y.shape[1] // tokens), slices.split_rows.shape[0])
-    add_pieces_kernel[grid](
+    add_pieces_kernel[(-(-y.shape[1] // tokens), slices.split_rows.shape[0])](
         pieces,
         slices.split_rows,
         slices.split_starts,
-        bias if bias is not None else pieces,
+        pieces if bias is None else bias,
         y,
         y.shape[1],
         TOKENS=tokens,
@@ -162,9 +182,3 @@ def _add_pieces(slices: Slices, pieces: Tensor, bias: Tensor | None, relu: bool,
         RELU=relu,
         num_warps=4,
     )
-
-
-@functools.cache
-def multiprocessors(device: torch.device) -> int:
-    """Of the GPU; 1 under the interpreter."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -4,63 +4,50 @@ Tiles are (REPEAT, HEIGHT, TOKENS): lanes of a slice, by REPEAT times TOKENS con
 thread 16 bytes of a lane's tokens, and all of the REPEAT dimension: a thread uses a column and a value REPEAT times.
 """
 
-import triton
 import triton.language as tl
 
-from sparseflow_kernels.triton_words import bits_of_step, load_words
+from sparseflow_kernels.triton_jit import jit
+from sparseflow_kernels.triton_words_jit import load_words, number_of_step
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
 
 
-@triton.jit
+@jit
 def spmm_kernel(
     x, index, values, targets, lengths, starts, offsets, table, bias, y, pieces,
-    rows, slices, tiles, tiles_of_line, run, pitch, tokens, together,
+    rows, slices, programs, tiles, tiles_of_line, run, pitch, tokens, together,
     HEIGHT: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
     OFFSETS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One program: a slice times one tile of tokens."""
-    tile, slice = _tile_and_slice(slices, tiles, together)
+    """One program: every `programs`-th slice, times one tile of tokens."""
+    tile, program = _tile_and_program(programs, tiles, together)
     line, first = tile // tiles_of_line, tile % tiles_of_line * (TOKENS * REPEAT)
     token = first + tl.arange(0, REPEAT)[:, None, None] * TOKENS + tl.arange(0, TOKENS)[None, None, :]
     inside = token < run
+    out = line * run + token
     if OFFSETS:
         x += tl.multiple_of(tl.load(offsets + line), UNIT)
-    lane = tl.arange(0, HEIGHT)
-    # Lanes are sorted by length: the first is the longest.
-    groups = tl.cdiv(tl.load(lengths + slice * HEIGHT), _GROUP)
-    whole = tl.load(lengths + slice * HEIGHT + HEIGHT - 1) // _GROUP
-    group = tl.load(starts + slice) // _GROUP
-    sums = tl.zeros((REPEAT, HEIGHT, TOKENS), dtype=tl.float32)
-    for _ in range(0, whole):
-        sums = _add_group(
-            sums, x + token, inside, index, values, group + lane, _GROUP, table, pitch, UNIT, TABLE, EVEN, True
-        )
-        group += HEIGHT
-    left = tl.load(lengths + slice * HEIGHT + lane) - whole * _GROUP
-    for _ in range(whole, groups):
-        sums = _add_group(
-            sums, x + token, inside, index, values, group + lane, left, table, pitch, UNIT, TABLE, EVEN, False
-        )
-        group += HEIGHT
-        left -= _GROUP
-    target = tl.load(targets + slice * HEIGHT + lane)
-    out = line * run + token
-    if SPLIT:
-        piece = (target >= rows)[None, :, None]
-        place = (target - rows).to(tl.int64)[None, :, None] * tokens
-        tl.store(pieces + place + out, sums, mask=piece if EVEN else piece & inside)
-    is_row = (target >= 0) & (target < rows)
-    if BIAS:
-        sums += tl.load(bias + target, mask=is_row, other=0.0).to(tl.float32)[None, :, None]
-    if RELU:
-        sums = _relu(sums)
-    mask = is_row[None, :, None] if EVEN else is_row[None, :, None] & inside
-    tl.store(y + target.to(tl.int64)[None, :, None] * tokens + out, sums.to(y.dtype.element_ty), mask=mask)
+    for slice in range(program, slices, programs):
+        sums = _sums(
+            x + token, inside, index, values, lengths, tl.load(starts + slice), slice * HEIGHT, table, pitch,
+            HEIGHT, TOKENS, REPEAT, EVEN, UNIT, TABLE,
+        )  # fmt: skip
+        target = tl.load(targets + slice * HEIGHT + tl.arange(0, HEIGHT))
+        if SPLIT:
+            piece = (target >= rows)[None, :, None]
+            place = (target - rows).to(tl.int64)[None, :, None] * tokens
+            tl.store(pieces + place + out, sums, mask=piece if EVEN else piece & inside)
+        is_row = (target >= 0) & (target < rows)
+        if BIAS:
+            sums += tl.load(bias + target, mask=is_row, other=0.0).to(tl.float32)[None, :, None]
+        if RELU:
+            sums = _relu(sums)
+        mask = is_row[None, :, None] if EVEN else is_row[None, :, None] & inside
+        tl.store(y + target.to(tl.int64)[None, :, None] * tokens + out, sums.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@jit
 def add_pieces_kernel(
     pieces, split_rows, split_starts, bias, y, tokens,
     TOKENS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
@@ -82,17 +69,41 @@ def add_pieces_kernel(
     tl.store(y + row * tokens + token, sums.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _tile_and_slice(slices, tiles, together):
-    """Programs that follow each other take the same slice of `together` tiles, and then the next slice of those."""
+@jit
+def _tile_and_program(programs, tiles, together):
+    """Which tile of tokens, and which of its `programs`. `together` tiles take turns, and then the next ones."""
     number = tl.program_id(0)
-    band = number // (together * slices)
-    within = number % (together * slices)
+    band = number // (together * programs)
+    within = number % (together * programs)
     width = tl.minimum(together, tiles - band * together)
     return band * together + within % width, within // width
 
 
-@triton.jit
+@jit
+def _sums(
+    x, inside, index, values, lengths, start, first_lane, table, pitch,
+    HEIGHT: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
+    TABLE: tl.constexpr,
+):  # fmt: skip
+    """The products of a slice, (REPEAT, HEIGHT, TOKENS); `x`: pointers to the tokens of column 0."""
+    lane = tl.arange(0, HEIGHT)
+    # Lanes are sorted by length: the first is the longest.
+    groups = tl.cdiv(tl.load(lengths + first_lane), _GROUP)
+    whole = tl.load(lengths + first_lane + HEIGHT - 1) // _GROUP
+    group = start // _GROUP
+    sums = tl.zeros((REPEAT, HEIGHT, TOKENS), dtype=tl.float32)
+    for _ in range(0, whole):
+        sums = _add_group(sums, x, inside, index, values, group + lane, _GROUP, table, pitch, UNIT, TABLE, EVEN, True)
+        group += HEIGHT
+    left = tl.load(lengths + first_lane + lane) - whole * _GROUP
+    for _ in range(whole, groups):
+        sums = _add_group(sums, x, inside, index, values, group + lane, left, table, pitch, UNIT, TABLE, EVEN, False)
+        group += HEIGHT
+        left -= _GROUP
+    return sums
+
+
+@jit
 def _add_group(
     sums, x, inside, index, values, group, left, table, pitch,
     UNIT: tl.constexpr, TABLE: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
@@ -100,19 +111,12 @@ def _add_group(
     """The sums and the next steps of each lane, of which `left` are nonzeros; WHOLE: all of them."""
     columns = load_words(index, group)
     numbers = load_words(values, group)
-    for step in tl.static_range(_GROUP):
-        column = bits_of_step(columns, step, index.dtype.element_ty)
+    for step in tl.static_range(_GROUP):  # pyright: ignore[reportGeneralTypeIssues]
+        column = number_of_step(columns, index, step)
         if index.dtype.element_ty == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
-        if TABLE:
-            if WHOLE:
-                place = tl.load(table + column)
-            else:
-                place = tl.load(table + column, mask=step < left, other=0)
-            place = tl.multiple_of(place, UNIT)
-        else:
-            place = column.to(tl.int64) * pitch
+        place = tl.multiple_of(tl.load(table + column), UNIT) if TABLE else column.to(tl.int64) * pitch
         pointers = x + place[None, :, None]
         if WHOLE and EVEN:
             row = tl.load(pointers)
@@ -122,12 +126,12 @@ def _add_group(
             row = tl.load(pointers, mask=(step < left)[None, :, None], other=0.0)
         else:
             row = tl.load(pointers, mask=(step < left)[None, :, None] & inside, other=0.0)
-        value = bits_of_step(numbers, step, values.dtype.element_ty).to(tl.float32)
+        value = number_of_step(numbers, values, step).to(tl.float32)
         sums += value[None, :, None] * row.to(tl.float32)
     return sums
 
 
-@triton.jit
+@jit
 def _relu(numbers):
     # Unlike a maximum, it lets NaN through.
     return tl.where(numbers < 0, 0.0, numbers)
