@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 from triton.runtime import JITFunction
 
+from sparseflow_kernels.triton_device import divisor
 from sparseflow_kernels.triton_lines import Lines
 from sparseflow_kernels.triton_panel_jit import panel_spmm_kernel
 from sparseflow_kernels.triton_panels import CHUNK, Panels
+from sparseflow_kernels.triton_spmm import MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,8 @@ def configs(height: int, shared: int, from_shared: bool) -> list[PanelConfig]:
 
 def check_panels(panels: Panels, x: Tensor, lines: Lines) -> None:
     """`ValueError` where x is not what the panels and lines need, so that nothing is read out of its bounds."""
-    if lines.table is not None and lines.table.shape != (panels.columns,):
-        raise ValueError(f"expected lines for {panels.columns} columns, got {lines.table.numel()}")
+    if lines.columns != panels.columns:
+        raise ValueError(f"expected lines of {panels.columns} columns, got {lines.columns}")
     held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
     if held < lines.extent:
         raise ValueError(f"expected x to hold {lines.extent} elements, got {held}")
@@ -111,11 +113,8 @@ def check_panels(panels: Panels, x: Tensor, lines: Lines) -> None:
         raise ValueError(f"expected x on {panels.index.device}, where the mask was packed, got {x.device}; move one")
     if x.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"expected x of bfloat16 or float16, got {x.dtype}; use slices for others")
-
-
-def is_wide(lines: Lines) -> bool:
-    """Whether tables and offsets lead to whole vectors of 16 bytes."""
-    return lines.unit % 8 == 0
+    if lines.tokens > MOST_TOKENS:
+        raise ValueError(f"expected {MOST_TOKENS} tokens at most, got {lines.tokens}; split the batch")
 
 
 def is_interpreted() -> bool:
@@ -154,7 +153,7 @@ def _launch(
         CHUNK=CHUNK,
         TOKENS=config.tokens,
         DEPTH=config.depth,
-        WIDE=is_wide(lines),
+        UNIT=divisor(lines.unit),
         RELU=relu,
         WIDEN=is_interpreted(),
         num_warps=config.warps,

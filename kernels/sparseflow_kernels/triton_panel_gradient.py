@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sparseflow_kernels.triton_device import divisor, multiprocessors
 from sparseflow_kernels.triton_lines import Lines
-from sparseflow_kernels.triton_panel import check_panels, is_interpreted, is_wide
+from sparseflow_kernels.triton_panel import check_panels, is_interpreted
 from sparseflow_kernels.triton_panel_jit import panel_sddmm_kernel
 from sparseflow_kernels.triton_panels import Panels
 from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel
-from sparseflow_kernels.triton_spmm import multiprocessors
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def panel_sddmm(
         HEIGHT=panels.height,
         SLOTS=config.slots,
         TOKENS=config.tokens,
-        WIDE=is_wide(lines),
+        UNIT=divisor(lines.unit),
         WIDEN=is_interpreted(),
         num_warps=config.warps,
         num_stages=config.stages,

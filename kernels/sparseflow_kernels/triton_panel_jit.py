@@ -4,14 +4,16 @@ What a step multiplies is loaded several steps before, by asynchronous copies in
 for loads whose addresses it can compute that early: linear in the step, or loaded in the step before.
 """
 
-import triton
 import triton.language as tl
 
+from sparseflow_kernels.triton_jit import jit
+from sparseflow_kernels.triton_words_jit import multiple
 
-@triton.jit
+
+@jit
 def panel_spmm_kernel(
     packed, index, starts, widths, x, offsets, table, bias, y, panels, rows, run, tiles_of_line, pitch, tokens,
-    HEIGHT: tl.constexpr, CHUNK: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, WIDE: tl.constexpr,
+    HEIGHT: tl.constexpr, CHUNK: tl.constexpr, TOKENS: tl.constexpr, DEPTH: tl.constexpr, UNIT: tl.constexpr,
     RELU: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One program: a panel times one tile of tokens. `packed` and x have one 16-bit dtype."""
@@ -25,17 +27,14 @@ def panel_spmm_kernel(
     start = tl.load(starts + panel)
     width = tl.load(widths + panel)
     if offsets is not None:
-        base = tl.load(offsets + line)
-        if WIDE:
-            base = tl.multiple_of(base, 8)
-        x += base
+        x += multiple(tl.load(offsets + line), UNIT)
     index += start
     # The place in packed of step k is linear in k: where it is not, the loads are not overlapped.
     packed += start.to(tl.int64) * HEIGHT
     w_at = (depth // CHUNK * HEIGHT * CHUNK + depth % CHUNK)[None, :] + lane[:, None] * CHUNK
     acc = tl.zeros((HEIGHT, TOKENS), dtype=tl.float32)
     # Addresses are loaded one step ahead: of a chain of loads in one step only the first would be far enough ahead.
-    at = _addresses(index, depth, width, table, pitch, WIDE)
+    at = _addresses(index, depth, width, table, pitch, UNIT)
     for k in range(0, width, DEPTH):
         # Padding is not read: what stands there may be NaN, which a weight of zero would not undo.
         inside = (k + depth < width)[:, None] & (t < run)[None, :]
@@ -45,7 +44,7 @@ def panel_spmm_kernel(
             tile_x = tile_x.to(tl.float32)
             tile_w = tile_w.to(tl.float32)
         acc = tl.dot(tile_w, tile_x, acc)
-        at = _addresses(index, k + DEPTH + depth, width, table, pitch, WIDE)
+        at = _addresses(index, k + DEPTH + depth, width, table, pitch, UNIT)
     row = panel * HEIGHT + lane
     if bias is not None:
         acc += tl.load(bias + row, mask=row < rows, other=0.0).to(tl.float32)[:, None]
@@ -57,8 +56,8 @@ def panel_spmm_kernel(
     tl.store(y + row.to(tl.int64)[:, None] * tokens + t[None, :], acc.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _addresses(index, slots, width, table, pitch, WIDE: tl.constexpr):
+@jit
+def _addresses(index, slots, width, table, pitch, UNIT: tl.constexpr):
     """Elements from the start of x, int64, to the rows that these slots of a panel name."""
     column = tl.load(index + slots, mask=slots < width, other=0).to(tl.int32)
     if index.dtype.element_ty == tl.int16:
@@ -67,17 +66,15 @@ def _addresses(index, slots, width, table, pitch, WIDE: tl.constexpr):
     if table is None:
         place = column.to(tl.int64) * pitch
     else:
-        place = tl.load(table + column)
-        if WIDE:
-            place = tl.multiple_of(place, 8)
+        place = multiple(tl.load(table + column), UNIT)
     return place
 
 
-@triton.jit
+@jit
 def panel_sddmm_kernel(
     dy, x, index, starts, widths, kept, first, source, offsets, table, out,
     blocks, rows, run, tiles_of_line, tiles_of_part, lines, pitch, dy_pitch, nnz,
-    HEIGHT: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, WIDE: tl.constexpr, WIDEN: tl.constexpr,
+    HEIGHT: tl.constexpr, SLOTS: tl.constexpr, TOKENS: tl.constexpr, UNIT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """One program: SLOTS columns of a panel, over one part of the tokens.
 
@@ -92,12 +89,12 @@ def panel_sddmm_kernel(
     slot = block + tl.arange(0, SLOTS)
     lane = tl.arange(0, HEIGHT)
     row = panel * HEIGHT + lane
-    x_at = _addresses(index + start, slot, width, table, pitch, WIDE)[:, None]
+    x_at = _addresses(index + start, slot, width, table, pitch, UNIT)[:, None]
     dy_at = row.to(tl.int64)[:, None] * dy_pitch
     acc = tl.zeros((HEIGHT, SLOTS), dtype=tl.float32)
     begin = tl.program_id(1) * tiles_of_part
     if offsets is not None:
-        base = _line_offset(offsets, begin // tiles_of_line, lines, WIDE)
+        base = _line_offset(offsets, begin // tiles_of_line, lines, UNIT)
     for tile in range(begin, tl.minimum(begin + tiles_of_part, tiles_of_line * lines)):
         line = tile // tiles_of_line
         t = (tile - line * tiles_of_line) * TOKENS + tl.arange(0, TOKENS)
@@ -108,7 +105,7 @@ def panel_sddmm_kernel(
             x_line += base
             dy_line += line.to(tl.int64) * run
             # Loaded one step ahead, so that the loads behind it can be overlapped.
-            base = _line_offset(offsets, (tile + 1) // tiles_of_line, lines, WIDE)
+            base = _line_offset(offsets, (tile + 1) // tiles_of_line, lines, UNIT)
         tile_dy = tl.load(dy_line + dy_at + t[None, :], mask=inside & (row < rows)[:, None], other=0.0)
         tile_x = tl.load(x_line + x_at + t[None, :], mask=inside & (slot < width)[:, None], other=0.0)
         if WIDEN:
@@ -130,15 +127,12 @@ def panel_sddmm_kernel(
     tl.store(out + tl.program_id(1).to(tl.int64) * nnz + place, parts, mask=is_kept)
 
 
-@triton.jit
-def _line_offset(offsets, line, lines, WIDE: tl.constexpr):
-    offset = tl.load(offsets + tl.minimum(line, lines - 1))
-    if WIDE:
-        offset = tl.multiple_of(offset, 8)
-    return offset
+@jit
+def _line_offset(offsets, line, lines, UNIT: tl.constexpr):
+    return multiple(tl.load(offsets + tl.minimum(line, lines - 1)), UNIT)
 
 
-@triton.jit
+@jit
 def _ones(bits):
     """The number of bits that are set (Warren, Hacker's Delight, figure 5-2)."""
     bits = bits - ((bits >> 1) & 0x55555555)
@@ -148,7 +142,7 @@ def _ones(bits):
     return (bits + (bits >> 16)) & 0x3F
 
 
-@triton.jit
+@jit
 def panel_fill_kernel(values, source, target, packed, nnz, BLOCK: tl.constexpr):
     """One program: BLOCK values, in the order of the slots."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
