@@ -73,6 +73,11 @@ class Launch:
     def name(self) -> str:
         return str(self.kernel.__name__)
 
+    @property
+    def key(self) -> str:
+        """Two launches that compile to the same have the same."""
+        return repr((self.name, self.signature, self.constants, sorted(self.divisible), self.options))
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -113,15 +118,20 @@ def compile_for(launch: Launch, chip: Chip) -> Compiled:
     return _nvidia(built.asm, shared) if chip.target.backend == "cuda" else _amd(built.asm, shared)
 
 
-def faults(compiled: Compiled, chip: Chip, tensor_core: bool = False, wide: bool = True) -> list[str]:
-    """What is wrong with it, in words; `tensor_core`: it must use them; `wide`: it must load 16 bytes at a time."""
+def faults(compiled: Compiled, chip: Chip, tensor_core: bool = False, itemsize: int = 0) -> list[str]:
+    """What is wrong with it, in words.
+
+    `tensor_core`: it must use them. `itemsize`: it must read rows of numbers of so many bytes, 16 bytes at a time.
+    """
     found = []
     if compiled.stack:
         found.append(f"{compiled.stack} bytes of stack: registers spill")
     if compiled.shared > chip.shared:
         found.append(f"{compiled.shared} bytes of shared memory; {chip.name} has {chip.shared}")
-    if wide and compiled.widest < 16:
-        found.append(f"no load of 16 bytes; the widest has {compiled.widest}")
+    whole, single = compiled.loads.get(16, 0), compiled.loads.get(itemsize, 0)
+    # A few single numbers are read besides: indices, values, biases.
+    if itemsize and single >= whole:
+        found.append(f"{whole} loads of 16 bytes, and {single} of {itemsize}: rows are not read 16 bytes at a time")
     if tensor_core and compiled.tensor_core is None:
         found.append("no instruction of tensor cores")
     return found

@@ -1,7 +1,9 @@
-"""dW = dY Xᵀ on tensor cores where W keeps anything, for W in panels of 16-bit layers.
+"""dW = dy xᵀ on tensor cores at the kept places of a sparse W in panels: the weight gradient, 16 bits, float32 sums.
 
-A program multiplies whole columns of a panel and writes of the product what is kept, each value once: the bits of a
-column tell which rows are, and how many of them precede a row.
+A program multiplies a few columns of a panel, and stores of the product what is kept. Where that makes too few programs
+to fill the chip, the tokens are cut into parts, whose sums are added at the end, in order.
+
+Shapes: O rows, Z kept weights, R height.
 """
 
 from __future__ import annotations
@@ -9,18 +11,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
+from sparseflow_kernels.triton_device import divisor, multiprocessors
 from sparseflow_kernels.triton_lines import Lines
-from sparseflow_kernels.triton_panel_address import is_wide, panel_addresses
+from sparseflow_kernels.triton_panel import check_panels, is_interpreted
+from sparseflow_kernels.triton_panel_jit import panel_sddmm_kernel
 from sparseflow_kernels.triton_panels import Panels
+from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel
 
 
 @dataclass(frozen=True)
-class GradientConfig:
-    """The tile of one program: a panel times `slots` of its columns, `tokens` a step, `stages` steps under way."""
+class PanelGradientConfig:
+    """How one program works: on `slots` columns of a panel, `tokens` a step, with `warps` warps.
+
+    `stages`: steps under way at once.
+    """
 
     slots: int
     tokens: int
@@ -28,121 +34,38 @@ class GradientConfig:
     stages: int
 
     def shared(self, height: int) -> int:
-        """Bytes of shared memory that it takes at the most."""
-        return 2 * self.stages * self.tokens * (height + self.slots)
-
-
-@triton.jit
-def panel_sddmm_kernel(
-    dy,
-    x,
-    index,
-    starts,
-    widths,
-    kept,
-    first,
-    source,
-    offsets,
-    table,
-    out,
-    blocks,
-    rows,
-    run,
-    tiles,
-    each,
-    lines,
-    pitch,
-    pitch_dy,
-    nnz,
-    HEIGHT: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    WIDE: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    panel = tl.program_id(0) // blocks
-    block = tl.program_id(0) % blocks * SLOTS
-    width = tl.load(widths + panel)
-    if block >= width:
-        return
-    start = tl.load(starts + panel)
-    slot = block + tl.arange(0, SLOTS)
-    lane = tl.arange(0, HEIGHT)
-    row = panel * HEIGHT + lane
-    at = panel_addresses(index + start, slot, width, table, pitch, WIDE)
-    x_at = at[:, None]
-    dy_at = row.to(tl.int64)[:, None] * pitch_dy
-    acc = tl.zeros((HEIGHT, SLOTS), dtype=tl.float32)
-    begin = tl.program_id(1) * each
-    if offsets is not None:
-        base = _line_offset(offsets, begin // tiles, lines, WIDE)
-    for tile in range(begin, tl.minimum(begin + each, tiles * lines)):
-        line = tile // tiles
-        t = (tile - line * tiles) * TOKENS + tl.arange(0, TOKENS)
-        inside = (t < run)[None, :]
-        x_line = x
-        dy_line = dy
-        if offsets is not None:
-            x_line += base
-            dy_line += line.to(tl.int64) * run
-            # Loaded one step ahead, so that the loads behind it can be overlapped.
-            base = _line_offset(offsets, (tile + 1) // tiles, lines, WIDE)
-        tile_dy = tl.load(dy_line + dy_at + t[None, :], mask=inside & (row < rows)[:, None], other=0.0)
-        tile_x = tl.load(x_line + x_at + t[None, :], mask=inside & (slot < width)[:, None], other=0.0)
-        if WIDEN:
-            tile_dy = tile_dy.to(tl.float32)
-            tile_x = tile_x.to(tl.float32)
-        acc = tl.dot(tile_dy, tl.trans(tile_x), acc)
-    # (word, row of its 32, slot)
-    WORDS: tl.constexpr = HEIGHT // 32
-    parts = tl.reshape(acc, (WORDS, 32, SLOTS))
-    word_at = (start + slot)[None, :] * WORDS + tl.arange(0, WORDS)[:, None]
-    real = (slot < width)[None, :]
-    bits = tl.load(kept + word_at, mask=real, other=0).to(tl.uint32, bitcast=True)[:, None, :]
-    before = tl.load(first + word_at, mask=real, other=0)[:, None, :]
-    bit = tl.arange(0, 32)[None, :, None].to(tl.uint32)
-    one = tl.full((1, 32, 1), 1, tl.uint32)
-    is_kept = (bits >> bit) & 1 != 0
-    rank = before + _ones(bits & ((one << bit) - 1)).to(tl.int32)
-    place = tl.load(source + rank, mask=is_kept, other=0)
-    tl.store(out + tl.program_id(1).to(tl.int64) * nnz + place, parts, mask=is_kept)
-
-
-@triton.jit
-def _line_offset(offsets, line, lines, WIDE: tl.constexpr):
-    offset = tl.load(offsets + tl.minimum(line, lines - 1))
-    if WIDE:
-        offset = tl.multiple_of(offset, 8)
-    return offset
-
-
-@triton.jit
-def _ones(bits):
-    """The number of bits that are set (Warren, Hacker's Delight, figure 5-2)."""
-    bits = bits - ((bits >> 1) & 0x55555555)
-    bits = (bits & 0x33333333) + ((bits >> 2) & 0x33333333)
-    bits = (bits + (bits >> 4)) & 0x0F0F0F0F
-    bits = bits + (bits >> 8)
-    return (bits + (bits >> 16)) & 0x3F
+        """Bytes of shared memory that it may take: of steps under way, or of the product on its way out."""
+        return max(2 * self.stages * self.tokens * (height + self.slots), 4 * height * self.slots)
 
 
 def panel_sddmm(
-    panels: Panels, dy: Tensor, x: Tensor, lines: Lines, config: GradientConfig, programs: int = 1
+    panels: Panels,
+    dy: Tensor,
+    x: Tensor,
+    lines: Lines,
+    dtype: torch.dtype = torch.float32,
+    config: PanelGradientConfig | None = None,
 ) -> Tensor:
-    """dvalues (Z,), float32 in canonical order, of dy (O, tokens) with contiguous rows and the x of the lines.
+    """(Z,), of that dtype: the gradients in canonical order. `dy`: (O, tokens), rows contiguous, of the dtype of x.
 
-    dy and x have one 16-bit dtype. Tokens are split between programs until there are `programs`, what they found added
-    in fixed order.
+    `ValueError` where shapes, devices or dtypes do not fit.
     """
-    blocks = triton.cdiv(panels.longest, config.slots)
-    tiles = triton.cdiv(lines.run, config.tokens)
-    steps = tiles * lines.count
-    if not (panels.nnz and steps):
-        return torch.zeros(panels.nnz, device=x.device)
-    each = triton.cdiv(steps, min(steps, triton.cdiv(programs, panels.count * blocks)))
-    splits = triton.cdiv(steps, each)
-    out = torch.empty(splits, panels.nnz, device=x.device)
-    panel_sddmm_kernel[(panels.count * blocks, splits)](
+    check_panels(panels, x, lines)
+    if dy.shape != (panels.rows, lines.tokens) or (lines.tokens > 1 and dy.stride(1) != 1) or dy.dtype != x.dtype:
+        raise ValueError(
+            f"expected dy of shape ({panels.rows}, {lines.tokens}) of {x.dtype} with contiguous rows, "
+            f"got {tuple(dy.shape)} of {dy.dtype} with strides {tuple(dy.stride())}"
+        )
+    config = config or default_config(panels.height, x.device)
+    if panels.nnz == 0 or lines.tokens == 0:
+        return x.new_zeros(panels.nnz, dtype=dtype)
+    programs = panels.count * -(-panels.longest // config.slots)
+    tiles_of_line = -(-lines.run // config.tokens)
+    tiles = tiles_of_line * lines.count
+    tiles_of_part = -(-tiles // min(tiles, -(-_PROGRAMS * multiprocessors(x.device) // programs)))
+    parts = -(-tiles // tiles_of_part)
+    sums = x.new_empty(parts, panels.nnz, dtype=torch.float32 if parts > 1 else dtype)
+    panel_sddmm_kernel[(programs, parts)](
         dy,
         x,
         panels.index,
@@ -153,22 +76,53 @@ def panel_sddmm(
         panels.source,
         lines.offsets,
         lines.table,
-        out,
-        blocks,
+        sums,
+        programs // panels.count,
         panels.rows,
         lines.run,
-        tiles,
-        each,
+        tiles_of_line,
+        tiles_of_part,
         lines.count,
         lines.pitch,
-        dy.stride(0),
+        dy.stride(0) if panels.rows > 1 else lines.tokens,
         panels.nnz,
         HEIGHT=panels.height,
         SLOTS=config.slots,
         TOKENS=config.tokens,
-        WIDE=is_wide(lines),
-        WIDEN=not isinstance(panel_sddmm_kernel, triton.runtime.JITFunction),
+        UNIT=divisor(lines.unit),
+        WIDEN=is_interpreted(),
         num_warps=config.warps,
         num_stages=config.stages,
     )
-    return out[0] if splits == 1 else out.sum(0)
+    if parts == 1:
+        return sums[0]
+    out = x.new_empty(panels.nnz, dtype=dtype)
+    add_parts_kernel[(-(-panels.nnz // 1024),)](sums, out, panels.nnz, parts, BLOCK=1024, num_warps=4)
+    return out
+
+
+# Programs for each multiprocessor.
+_PROGRAMS = 2
+
+
+def default_config(height: int, device: torch.device) -> PanelGradientConfig:
+    """What to use where nothing was measured."""
+    return INTERPRETED if device.type == "cpu" else DEFAULT["hip" if torch.version.hip else "cuda"][height]
+
+
+# By vendor and height.
+DEFAULT = {
+    "cuda": {64: PanelGradientConfig(128, 64, 8, 3), 128: PanelGradientConfig(128, 64, 8, 3)},
+    "hip": {64: PanelGradientConfig(128, 64, 8, 2), 128: PanelGradientConfig(128, 64, 8, 2)},
+}
+INTERPRETED = PanelGradientConfig(64, 256, 4, 1)
+_SPACE = [
+    PanelGradientConfig(slots, tokens, warps, stages)
+    for slots, tokens, warps in ((64, 32, 4), (64, 64, 4), (64, 64, 8), (128, 32, 8), (128, 64, 8))
+    for stages in (2, 3, 4)
+]
+
+
+def configs(height: int, shared: int) -> list[PanelGradientConfig]:
+    """What is worth measuring on a chip with that much shared memory, in bytes."""
+    return [config for config in _SPACE if config.shared(height) <= shared]
