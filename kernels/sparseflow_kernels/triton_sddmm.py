@@ -10,6 +10,7 @@ Shapes: O rows, K columns, Z kept weights, R lanes of a slice.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -23,34 +24,32 @@ from sparseflow_kernels.triton_spmm import check_product
 
 @dataclass(frozen=True)
 class SddmmConfig:
-    """How the work is cut: `steps` steps of a slice, a multiple of 4, by `tokens` tokens at a time.
+    """How the work is cut: into `steps` steps (a multiple of 4) of `lanes` lanes, by `tokens` tokens at a time.
 
-    `rows`: lanes that one thread works on. `part`: tokens that one program walks through.
+    `part`: tokens that one program walks through.
     """
 
+    lanes: int
     steps: int
     tokens: int
-    rows: int = 1
-    part: int = 2048
+    part: int
 
-    def warps(self, height: int, itemsize: int, threads: int = 32) -> int:
-        """Warps of a program; `threads`: of a warp."""
-        return min(max(1, height * self.tokens * itemsize // (16 * threads * self.rows)), 512 // threads)
+    def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
+        """Warps of a program that has that many lanes; `threads`: of a warp."""
+        return max(1, lanes * self.tokens * itemsize // (16 * threads))
 
 
 # By bytes of a number of x.
-DEFAULT = {4: SddmmConfig(16, 16), 2: SddmmConfig(16, 32)}
-# The interpreter takes about as long for a small tile as for a large one.
-INTERPRETED = SddmmConfig(16, 256, part=1 << 30)
-# What may be faster: more steps read dy less often, fewer tokens leave room for more lanes.
+DEFAULT = {size: SddmmConfig(32, 16, 64 // size, 4096 // size) for size in (4, 2)}
+# The interpreter takes about as long for a large tile as for a small one.
+INTERPRETED = SddmmConfig(32, 16, 256, part=1 << 30)
+# What may be faster: tiles of x for 4 or 8 warps. More steps read dy less often, fewer tokens leave room for more lanes.
 CONFIGS = {
-    itemsize: [
-        SddmmConfig(steps, size // itemsize, 1, part)
-        for steps in (4, 8, 16)
-        for size in (32, 64, 128)
-        for part in (1024, 4096)
+    size: [
+        SddmmConfig(tile // width, steps, width // size, part)
+        for tile, steps, width, part in product((2048, 4096), (8, 16), (32, 64, 128), (4096 // size, 16384 // size))
     ]
-    for itemsize in (4, 2)
+    for size in (4, 2)
 }
 
 
@@ -104,8 +103,10 @@ def _launch(
     tiles_of_line = -(-lines.run // tokens)
     tiles = lines.count * tiles_of_line
     chunks = -(-slices.steps // config.steps)
+    lanes = min(config.lanes, slices.height)
+    blocks = slices.lengths.shape[0] // lanes
     # Arguments that a kernel does not use may be any tensor.
-    sddmm_kernel[(slices.count * chunks * parts,)](
+    sddmm_kernel[(blocks * chunks * parts,)](
         dy,
         x,
         slices.index,
@@ -116,7 +117,7 @@ def _launch(
         slices.starts if lines.offsets is None else lines.offsets,
         slices.starts if lines.table is None else lines.table,
         sums,
-        slices.count,
+        blocks,
         chunks,
         tiles,
         tiles_of_line,
@@ -126,6 +127,7 @@ def _launch(
         dy.stride(0) if slices.rows > 1 else lines.tokens,
         nnz,
         HEIGHT=slices.height,
+        LANES=lanes,
         STEPS=config.steps,
         TOKENS=tokens,
         VECTOR=min(tokens, 16 // x.itemsize),
@@ -133,5 +135,5 @@ def _launch(
         UNIT=divisor(lines.unit),
         OFFSETS=lines.offsets is not None,
         TABLE=lines.table is not None,
-        num_warps=config.warps(slices.height, x.itemsize, threads_of_warp()),
+        num_warps=config.warps(lanes, x.itemsize, threads_of_warp()),
     )

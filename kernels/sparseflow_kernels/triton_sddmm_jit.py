@@ -1,7 +1,8 @@
 """The SDDMM kernel, and the one that adds partial sums. Their launchers are in `triton_sddmm`.
 
-Tiles are (STEPS, HEIGHT, TOKENS): steps of the lanes of a slice, by consecutive tokens. The compiler gives each thread
-16 bytes of tokens, and all of the STEPS dimension: a thread uses its part of dy STEPS times.
+Tiles are (STEPS, LANES, TOKENS): steps of a block of lanes, by consecutive tokens. The compiler gives each thread 16
+bytes of tokens, and all of the STEPS dimension: a thread uses its part of dy STEPS times. A slice is HEIGHT / LANES
+blocks of lanes.
 """
 
 import triton.language as tl
@@ -15,22 +16,22 @@ _GROUP = tl.constexpr(4)
 @jit
 def sddmm_kernel(
     dy, x, index, source, lane_rows, lengths, starts, offsets, table, out,
-    slices, chunks, tiles, tiles_of_line, tiles_of_part, run, pitch, dy_pitch, nnz,
-    HEIGHT: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, VECTOR: tl.constexpr, EVEN: tl.constexpr,
-    UNIT: tl.constexpr, OFFSETS: tl.constexpr, TABLE: tl.constexpr,
+    blocks, chunks, tiles, tiles_of_line, tiles_of_part, run, pitch, dy_pitch, nnz,
+    HEIGHT: tl.constexpr, LANES: tl.constexpr, STEPS: tl.constexpr, TOKENS: tl.constexpr, VECTOR: tl.constexpr,
+    EVEN: tl.constexpr, UNIT: tl.constexpr, OFFSETS: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
-    """One program: STEPS steps of a slice, over one part of the tokens."""
+    """One program: STEPS steps of a block of lanes, over one part of the tokens."""
     number = tl.program_id(0)
-    slice = number % slices
-    chunk = number // slices % chunks
-    part = number // slices // chunks
+    first_lane = number % blocks * LANES
+    chunk = number // blocks % chunks
+    part = number // blocks // chunks
     # Lanes are sorted by length: the first is the longest.
-    if chunk * STEPS < tl.load(lengths + slice * HEIGHT):
-        lane = slice * HEIGHT + tl.arange(0, HEIGHT)
+    if chunk * STEPS < tl.load(lengths + first_lane):
+        lane = first_lane + tl.arange(0, LANES)
         step = chunk * STEPS + tl.arange(0, STEPS)[:, None]
         kept = step < tl.load(lengths + lane)[None, :]
-        group = step // _GROUP * HEIGHT + tl.arange(0, HEIGHT)[None, :]
-        slot = tl.load(starts + slice) + group * _GROUP + step % _GROUP
+        group = step // _GROUP * HEIGHT + (lane % HEIGHT)[None, :]
+        slot = tl.load(starts + first_lane // HEIGHT) + group * _GROUP + step % _GROUP
         # Where no weight is kept, column 0 is read, and what comes of it is not stored.
         column = tl.load(index + slot, mask=kept, other=0)
         if column.dtype == tl.int16:
@@ -39,7 +40,7 @@ def sddmm_kernel(
         place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT]) if TABLE else column.to(tl.int64) * pitch
         x_rows = x + place[:, :, None]
         dy_rows = dy + (tl.load(lane_rows + lane).to(tl.int64) * dy_pitch)[:, None]
-        sums = tl.zeros((STEPS, HEIGHT, TOKENS // VECTOR), dtype=tl.float32)
+        sums = tl.zeros((STEPS, LANES, TOKENS // VECTOR), dtype=tl.float32)
         for tile in range(part * tiles_of_part, tl.minimum(tiles, (part + 1) * tiles_of_part)):
             if OFFSETS:
                 line = tile // tiles_of_line
@@ -59,7 +60,7 @@ def sddmm_kernel(
                 gradient = tl.load(dy_tile, mask=(token < run)[None, :], other=0.0)
                 numbers = tl.load(x_tile, mask=(token < run)[None, None, :], other=0.0)
             products = gradient.to(tl.float32)[None, :, :] * numbers.to(tl.float32)
-            sums += tl.sum(tl.reshape(products, (STEPS, HEIGHT, TOKENS // VECTOR, VECTOR)), axis=3)
+            sums += tl.sum(tl.reshape(products, (STEPS, LANES, TOKENS // VECTOR, VECTOR)), axis=3)
         total = tl.sum(sums, axis=2)
         place_of_value = part.to(tl.int64) * nnz + tl.load(source + slot, mask=kept, other=0)
         tl.store(out + place_of_value, total.to(out.dtype.element_ty), mask=kept)

@@ -26,42 +26,42 @@ from sparseflow_kernels.triton_spmm_jit import add_pieces_kernel, spmm_kernel
 
 @dataclass(frozen=True)
 class SpmmConfig:
-    """How the work is cut: into tiles of `tokens` × `repeat` tokens, by slices.
+    """How the work is cut: into blocks of `lanes` lanes, by tiles of `tokens` × `repeat` tokens.
 
-    `rows`: lanes that one thread works on. `programs`: how many share a tile, each doing its part of the slices; 0: one
-    for each slice. `share`: multiprocessors that work on the same tile at a time.
+    `rows`: lanes that one thread works on. `programs`: how many share a tile, each doing its part of the blocks; 0: one
+    for each block. `share`: multiprocessors that work on the same tile at a time.
     """
 
+    lanes: int
     tokens: int
     repeat: int = 1
     rows: int = 1
     programs: int = 0
     share: int = 1
 
-    def warps(self, height: int, itemsize: int, threads: int = 32) -> int:
-        """Warps of a program; `threads`: of a warp."""
-        return min(max(1, height * self.tokens * itemsize // (16 * threads * self.rows)), 1024 // threads)
+    def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
+        """Warps of a program that has that many lanes; `threads`: of a warp."""
+        return min(max(1, lanes * self.tokens * itemsize // (16 * threads * self.rows)), 1024 // threads)
 
 
 # By bytes of a number of x. At 10 % of the weights kept, the band of 64 lanes is some 500 columns wide.
-DEFAULT = {4: SpmmConfig(32, 1, 2, share=2), 2: SpmmConfig(64, 1, 2, share=2)}
-# The interpreter takes about as long for a small tile as for a large one.
-INTERPRETED = SpmmConfig(1024)
-# What may be faster. A lane's tile of `tokens` is 64 to 256 bytes; with fewer, a thread would load less than 16.
-# Threads outnumber the lanes of a slice, or the compiler moves columns and values through shared memory.
+DEFAULT = {size: SpmmConfig(64, 128 // size, rows=2, share=2) for size in (4, 2)}
+# The interpreter takes about as long for a large tile as for a small one.
+INTERPRETED = SpmmConfig(128, 1024)
+# What may be faster. A lane's tile of tokens is 32 to 256 bytes; with fewer, a thread would load less than 16. Threads
+# outnumber lanes, or the compiler moves columns and values through shared memory.
 CONFIGS = {
-    itemsize: [
+    size: [
         *(
-            SpmmConfig(128 // itemsize, repeat, rows, 0, share)
-            for repeat in (1, 2)
-            for rows in (1, 2)
-            for share in (1, 4)
+            SpmmConfig(lanes, 128 // size, repeat, 1, 0, share)
+            for lanes, repeat, share in product((16, 32), (1, 2), (1, 4))
         ),
-        *(SpmmConfig(256 // itemsize, 1, rows, 0, share) for rows in (1, 2) for share in (1, 4)),
-        *(SpmmConfig(64 // itemsize, repeat, 1, programs) for repeat, programs in product((1, 2), (0, 1, 2, 4))),
-        *(SpmmConfig(32 // itemsize, 1, 1, programs) for programs in (0, 1, 2, 4)),
+        *(SpmmConfig(64, 128 // size, repeat, 2, 0, share) for repeat, share in product((1, 2), (1, 2))),
+        *(SpmmConfig(16, 256 // size, 1, 1, 0, share) for share in (1, 4)),
+        *(SpmmConfig(64, 64 // size, 1, 1, programs) for programs in (0, 2, 4, 8)),
+        *(SpmmConfig(128, 32 // size, 1, 1, programs) for programs in (0, 2, 4, 8)),
     ]
-    for itemsize in (4, 2)
+    for size in (4, 2)
 }
 
 
@@ -131,7 +131,9 @@ def _launch(
     tile = tokens * config.repeat
     tiles_of_line = -(-lines.run // tile)
     tiles = lines.count * tiles_of_line
-    programs = min(config.programs or slices.count, slices.count)
+    lanes = min(config.lanes, slices.height)
+    blocks = slices.lengths.shape[0] // lanes
+    programs = min(config.programs or blocks, blocks)
     # Arguments that a kernel does not use may be any tensor.
     spmm_kernel[(tiles * programs,)](
         x,
@@ -146,7 +148,7 @@ def _launch(
         y,
         pieces,
         slices.rows,
-        slices.count,
+        blocks,
         programs,
         tiles,
         tiles_of_line,
@@ -155,6 +157,7 @@ def _launch(
         lines.tokens,
         max(1, multiprocessors(x.device) // config.share),
         HEIGHT=slices.height,
+        LANES=lanes,
         TOKENS=tokens,
         REPEAT=config.repeat,
         EVEN=lines.run % tile == 0,
@@ -164,7 +167,7 @@ def _launch(
         BIAS=bias is not None,
         RELU=relu,
         SPLIT=slices.pieces > 0,
-        num_warps=config.warps(slices.height, x.itemsize, threads_of_warp()),
+        num_warps=config.warps(lanes, x.itemsize, threads_of_warp()),
     )
 
 

@@ -1,13 +1,14 @@
 """The SpMM kernel, and the one that adds the pieces of split rows. Their launchers are in `triton_spmm`.
 
-Tiles are (REPEAT, HEIGHT, TOKENS): lanes of a slice, by REPEAT times TOKENS consecutive tokens. The compiler gives each
+Tiles are (REPEAT, LANES, TOKENS): a block of lanes, by REPEAT times TOKENS consecutive tokens. The compiler gives each
 thread 16 bytes of a lane's tokens, and all of the REPEAT dimension: a thread uses a column and a value REPEAT times.
+A slice is HEIGHT / LANES blocks of lanes.
 """
 
 import triton.language as tl
 
 from sparseflow_kernels.triton_jit import jit
-from sparseflow_kernels.triton_words_jit import load_words, number_of_step
+from sparseflow_kernels.triton_words_jit import load_groups
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
@@ -16,11 +17,12 @@ _GROUP = tl.constexpr(4)
 @jit
 def spmm_kernel(
     x, index, values, targets, lengths, starts, offsets, table, bias, y, pieces,
-    rows, slices, programs, tiles, tiles_of_line, run, pitch, tokens, together,
-    HEIGHT: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
+    rows, blocks, programs, tiles, tiles_of_line, run, pitch, tokens, together,
+    HEIGHT: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr,
+    EVEN: tl.constexpr, UNIT: tl.constexpr,
     OFFSETS: tl.constexpr, TABLE: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """One program: every `programs`-th slice, times one tile of tokens."""
+    """One program: every `programs`-th block of lanes, times one tile of tokens."""
     tile, program = _tile_and_program(programs, tiles, together)
     line, first = tile // tiles_of_line, tile % tiles_of_line * (TOKENS * REPEAT)
     token = first + tl.arange(0, REPEAT)[:, None, None] * TOKENS + tl.arange(0, TOKENS)[None, None, :]
@@ -28,12 +30,13 @@ def spmm_kernel(
     out = line * run + token
     if OFFSETS:
         x += tl.multiple_of(tl.load(offsets + line), UNIT)
-    for slice in range(program, slices, programs):
+    for block in range(program, blocks, programs):
+        first_lane = block * LANES
         sums = _sums(
-            x + token, inside, index, values, lengths, tl.load(starts + slice), slice * HEIGHT, table, pitch,
-            HEIGHT, TOKENS, REPEAT, EVEN, UNIT, TABLE,
+            x + token, inside, index, values, lengths, starts, first_lane, table, pitch,
+            HEIGHT, LANES, TOKENS, REPEAT, EVEN, UNIT, TABLE,
         )  # fmt: skip
-        target = tl.load(targets + slice * HEIGHT + tl.arange(0, HEIGHT))
+        target = tl.load(targets + first_lane + tl.arange(0, LANES))
         if SPLIT:
             piece = (target >= rows)[None, :, None]
             place = (target - rows).to(tl.int64)[None, :, None] * tokens
@@ -81,17 +84,17 @@ def _tile_and_program(programs, tiles, together):
 
 @jit
 def _sums(
-    x, inside, index, values, lengths, start, first_lane, table, pitch,
-    HEIGHT: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr, EVEN: tl.constexpr, UNIT: tl.constexpr,
-    TABLE: tl.constexpr,
+    x, inside, index, values, lengths, starts, first_lane, table, pitch,
+    HEIGHT: tl.constexpr, LANES: tl.constexpr, TOKENS: tl.constexpr, REPEAT: tl.constexpr,
+    EVEN: tl.constexpr, UNIT: tl.constexpr, TABLE: tl.constexpr,
 ):  # fmt: skip
-    """The products of a slice, (REPEAT, HEIGHT, TOKENS); `x`: pointers to the tokens of column 0."""
-    lane = tl.arange(0, HEIGHT)
+    """The products of a block, (REPEAT, LANES, TOKENS); `x`: pointers to the tokens of column 0."""
+    lane = tl.arange(0, LANES)
     # Lanes are sorted by length: the first is the longest.
     groups = tl.cdiv(tl.load(lengths + first_lane), _GROUP)
-    whole = tl.load(lengths + first_lane + HEIGHT - 1) // _GROUP
-    group = start // _GROUP
-    sums = tl.zeros((REPEAT, HEIGHT, TOKENS), dtype=tl.float32)
+    whole = tl.load(lengths + first_lane + LANES - 1) // _GROUP
+    group = tl.load(starts + first_lane // HEIGHT) // _GROUP + first_lane % HEIGHT
+    sums = tl.zeros((REPEAT, LANES, TOKENS), dtype=tl.float32)
     for _ in range(0, whole):
         sums = _add_group(sums, x, inside, index, values, group + lane, _GROUP, table, pitch, UNIT, TABLE, EVEN, True)
         group += HEIGHT
@@ -109,10 +112,10 @@ def _add_group(
     UNIT: tl.constexpr, TABLE: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The sums and the next steps of each lane, of which `left` are nonzeros; WHOLE: all of them."""
-    columns = load_words(index, group)
-    numbers = load_words(values, group)
+    columns = load_groups(index, group)
+    numbers = load_groups(values, group)
     for step in tl.static_range(_GROUP):  # pyright: ignore[reportGeneralTypeIssues]
-        column = number_of_step(columns, index, step)
+        column = columns[step]
         if index.dtype.element_ty == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
@@ -126,8 +129,7 @@ def _add_group(
             row = tl.load(pointers, mask=(step < left)[None, :, None], other=0.0)
         else:
             row = tl.load(pointers, mask=(step < left)[None, :, None] & inside, other=0.0)
-        value = number_of_step(numbers, values, step).to(tl.float32)
-        sums += value[None, :, None] * row.to(tl.float32)
+        sums += numbers[step].to(tl.float32)[None, :, None] * row.to(tl.float32)
     return sums
 
 

@@ -18,6 +18,7 @@ from sparseflow.hardware.backends.triton_choice import (
     ASSUMED_ROWS,
     DENSE,
     DTYPES,
+    INTERPRETED_HEIGHT,
     WHICH,
     Decision,
     Layout,
@@ -88,7 +89,7 @@ def _decision(work: Workload, seen: bool) -> Decision:
     # What nobody has seen run is not worth a measurement.
     if work.device.type == "cpu":
         # Whoever asks for the interpreter wants to see the kernels run.
-        times = without(modelled(work, H100), DENSE)
+        times = without(modelled(work, H100, INTERPRETED_HEIGHT), DENSE)
         return decide(work, times, f"interpreted, as modelled for the {H100.name} without dense")
     chip = chip_of(work.device)
     if not seen or not torch.cuda.is_available():

@@ -22,7 +22,9 @@ Kind = Literal["gather", "panel", "dense"]
 Which = Literal["forward", "dgrad", "wgrad"]
 
 WHICH: tuple[Which, ...] = ("forward", "dgrad", "wgrad")
-GATHER_HEIGHTS = (8, 16, 32)
+# Under the interpreter a slice takes as long with many rows as with few: the highest is for it.
+GATHER_HEIGHTS = (8, 16, 32, 64)
+INTERPRETED_HEIGHT = 64
 PANEL_HEIGHTS = (64, 128)
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -62,7 +64,7 @@ class Product:
 
 
 DENSE = Product("dense")
-_GATHERS = tuple(Product("gather", height) for height in GATHER_HEIGHTS)
+_GATHERS = tuple(Product("gather", height) for height in GATHER_HEIGHTS if height != INTERPRETED_HEIGHT)
 _PANELS = tuple(Product("panel", height) for height in PANEL_HEIGHTS)
 
 
@@ -123,16 +125,13 @@ def candidates(work: Workload, which: Which) -> tuple[Product, ...]:
     return (DENSE, *_GATHERS) if work.compute_dtype == torch.float32 else (DENSE, *_GATHERS, *_PANELS)
 
 
-def modelled(work: Workload, chip: ChipModel) -> Times:
-    """The modelled seconds of each candidate. To the model all heights of a gather are one: 16 stands for them."""
-    return {
-        which: {
-            one: chip.seconds(call_of(work, which, one))
-            for one in candidates(work, which)
-            if one.kind != "gather" or one.height == 16
-        }
-        for which in WHICH
-    }
+def modelled(work: Workload, chip: ChipModel, height: int = 16) -> Times:
+    """The modelled seconds of each candidate. To the model all heights of a gather are one: `height` is it."""
+    gather = Product("gather", height)
+    some = {which: [*(one for one in candidates(work, which) if one.kind != "gather"), gather] for which in WHICH}
+    if not work.needs_dx:
+        some["dgrad"] = [DENSE]
+    return {which: {one: chip.seconds(call_of(work, which, one)) for one in some[which]} for which in WHICH}
 
 
 def decide(work: Workload, times: Times, how: str) -> Decision:
