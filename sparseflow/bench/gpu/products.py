@@ -99,12 +99,12 @@ def _prepare(task: Problem, which: Product, kernel: triton_choice.Product, tuner
 def _tuned(
     task: Problem, which: Product, kernel: triton_choice.Product, tuner: Tuner, run: Callable[[str], Tensor]
 ) -> str:
-    """The configuration to use, as text; none for what has none."""
+    """The fastest configuration as text; none for what has none, and the default where nothing can be timed."""
     from sparseflow.hardware.backends.triton_parts import configs_of
 
-    if kernel == DENSE:
-        return ""
     device = task.mask.device
+    if kernel == DENSE or device.type == "cpu":
+        return ""
     default, configs = configs_of(kernel, which, task.dtype, device)
     rows, columns = task.mask.shape if which != "dgrad" else task.mask.t().shape
     # Kernels of one width of numbers behave alike, and every configuration takes a second to compile.

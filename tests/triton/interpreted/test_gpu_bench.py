@@ -90,9 +90,14 @@ def test_one_wrong_row_among_thousands_is_found() -> None:
 
 
 def test_memory_is_poisoned_while_a_result_is_made() -> None:
+    torch.use_deterministic_algorithms(False)
     with poisoned():
         assert torch.empty(1000).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    with poisoned():
+        pass
+    assert torch.are_deterministic_algorithms_enabled()
 
 
 def test_what_is_wrong_absent_or_broken_is_never_timed(monkeypatch: pytest.MonkeyPatch) -> None:
