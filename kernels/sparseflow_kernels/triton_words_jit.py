@@ -23,3 +23,12 @@ def number_of_step(words, pointer, STEP: tl.constexpr):
         return (words[0] >> (16 * STEP)).to(tl.int16).to(pointer.dtype.element_ty, bitcast=True)
     else:
         return (words[STEP // 2] >> (32 * (STEP % 2))).to(tl.int32).to(pointer.dtype.element_ty, bitcast=True)
+
+
+@jit
+def multiple(places, UNIT: tl.constexpr):
+    """The same numbers, which are multiples of UNIT, so computed that every compiler sees it.
+
+    The one for AMD loses the hint of `tl.multiple_of` on the way, and then reads rows number by number.
+    """
+    return places // UNIT * UNIT
