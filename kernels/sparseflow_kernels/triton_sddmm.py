@@ -32,7 +32,7 @@ class SddmmConfig:
     lanes: int
     steps: int
     tokens: int
-    part: int = 2048
+    part: int
 
     def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
         """Warps of a program that has that many lanes; `threads`: of a warp."""
@@ -40,14 +40,14 @@ class SddmmConfig:
 
 
 # By bytes of a number of x.
-DEFAULT = {size: SddmmConfig(32, 16, 64 // size) for size in (4, 2)}
+DEFAULT = {size: SddmmConfig(32, 16, 64 // size, 4096 // size) for size in (4, 2)}
 # The interpreter takes about as long for a large tile as for a small one.
 INTERPRETED = SddmmConfig(32, 16, 256, part=1 << 30)
-# What may be faster: tiles of x for 4 or 8 warps, by bytes. More steps read dy less often, and fewer tokens leave room for more lanes.
+# What may be faster, for 4 or 8 warps: more steps read dy less often, and fewer tokens leave room for more lanes.
 CONFIGS = {
     size: [
         SddmmConfig(tile // width, steps, width // size, part)
-        for tile, steps, width, part in product((2048, 4096), (8, 16), (32, 64, 128), (1024, 4096))
+        for tile, steps, width, part in product((2048, 4096), (8, 16), (32, 64, 128), (4096 // size, 16384 // size))
     ]
     for size in (4, 2)
 }

@@ -8,7 +8,7 @@ A slice is HEIGHT / LANES blocks of lanes.
 import triton.language as tl
 
 from sparseflow_kernels.triton_jit import jit
-from sparseflow_kernels.triton_words_jit import load_words, multiple, number_of_step
+from sparseflow_kernels.triton_words_jit import load_groups, multiple
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
@@ -112,10 +112,10 @@ def _add_group(
     UNIT: tl.constexpr, TABLE: tl.constexpr, EVEN: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """The sums and the next steps of each lane, of which `left` are nonzeros; WHOLE: all of them."""
-    columns = load_words(index, group)
-    numbers = load_words(values, group)
+    columns = load_groups(index, group)
+    numbers = load_groups(values, group)
     for step in tl.static_range(_GROUP):  # pyright: ignore[reportGeneralTypeIssues]
-        column = number_of_step(columns, index, step)
+        column = columns[step]
         if index.dtype.element_ty == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
@@ -129,8 +129,7 @@ def _add_group(
             row = tl.load(pointers, mask=(step < left)[None, :, None], other=0.0)
         else:
             row = tl.load(pointers, mask=(step < left)[None, :, None] & inside, other=0.0)
-        value = number_of_step(numbers, values, step).to(tl.float32)
-        sums += value[None, :, None] * row.to(tl.float32)
+        sums += numbers[step].to(tl.float32)[None, :, None] * row.to(tl.float32)
     return sums
 
 

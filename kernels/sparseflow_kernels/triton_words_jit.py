@@ -6,23 +6,27 @@ from sparseflow_kernels.triton_jit import jit
 
 
 @jit
-def load_words(pointer, group):
-    """The words of the groups (lanes,) behind a pointer to numbers of 16 or 32 bits: (first, last), maybe the same."""
+def load_groups(pointer, group):
+    """The four steps of each group (lanes,), four tensors (lanes,), behind a pointer to numbers of 16 or 32 bits."""
+    number = pointer.dtype.element_ty
     words = pointer.to(tl.pointer_type(tl.int64), bitcast=True)
-    if pointer.dtype.element_ty.primitive_bitwidth == 16:
-        first = tl.load(words + group)
-        return first, first
+    if number.primitive_bitwidth == 16:
+        word = tl.load(words + group)
+        return (
+            word.to(tl.int16).to(number, bitcast=True),
+            (word >> 16).to(tl.int16).to(number, bitcast=True),
+            (word >> 32).to(tl.int16).to(number, bitcast=True),
+            (word >> 48).to(tl.int16).to(number, bitcast=True),
+        )
     else:
-        return tl.load(words + 2 * group), tl.load(words + 2 * group + 1)
-
-
-@jit
-def number_of_step(words, pointer, STEP: tl.constexpr):
-    """(lanes,): number STEP of each group, of the type that the pointer points to."""
-    if pointer.dtype.element_ty.primitive_bitwidth == 16:
-        return (words[0] >> (16 * STEP)).to(tl.int16).to(pointer.dtype.element_ty, bitcast=True)
-    else:
-        return (words[STEP // 2] >> (32 * (STEP % 2))).to(tl.int32).to(pointer.dtype.element_ty, bitcast=True)
+        first = tl.load(words + 2 * group)
+        second = tl.load(words + 2 * group + 1)
+        return (
+            first.to(tl.int32).to(number, bitcast=True),
+            (first >> 32).to(tl.int32).to(number, bitcast=True),
+            second.to(tl.int32).to(number, bitcast=True),
+            (second >> 32).to(tl.int32).to(number, bitcast=True),
+        )
 
 
 @jit
