@@ -91,10 +91,6 @@ class Compiled:
     # The instruction, e.g. "wgmma".
     tensor_core: str | None = None
 
-    @property
-    def widest(self) -> int:
-        return max(self.loads, default=0)
-
 
 def recorded(launcher: Callable[[], object]) -> list[Launch]:
     """The launches that `launcher` makes, each recorded in place of being made. Not under Triton's interpreter."""
@@ -181,7 +177,8 @@ def _nvidia(asm: dict[str, Any], shared: int) -> Compiled:
         command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
         usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     registers, stack = (int(_found(rf"\b{what}:(\d+)", usage)) for what in ("REG", "STACK"))
-    return Compiled(registers, stack, shared, _nvidia_loads(asm["ptx"]), _first(("tcgen05.mma", "wgmma", "mma.sync"), asm["ptx"]))
+    ptx = asm["ptx"]
+    return Compiled(registers, stack, shared, _nvidia_loads(ptx), _first(("tcgen05.mma", "wgmma", "mma.sync"), ptx))
 
 
 def _nvidia_loads(ptx: str) -> dict[int, int]:
@@ -196,12 +193,12 @@ _AMD_BYTES = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "ushort": 
 
 def _amd(asm: dict[str, Any], shared: int) -> Compiled:
     text = asm["amdgcn"]
-    fields = ("vgpr_count", "agpr_count", "vgpr_spill_count", "private_segment_fixed_size")
-    vector, accumulator, spilled, private = (int(_found(rf"\.{name}:\s*(\d+)", text)) for name in fields)
+    fields = ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+    registers, spilled, private = (int(_found(rf"\.{name}:\s*(\d+)", text)) for name in fields)
     kinds = re.findall(r"\b(?:global|buffer|flat)_load_(dwordx[234]|dword|[us]short|short|ubyte)\b", text)
     kinds += re.findall(r"\b(?:global|buffer|flat)_load_(short)_d16", text)
     loads = dict(Counter(_AMD_BYTES[kind] for kind in kinds))
-    return Compiled(vector, max(4 * spilled, private), shared, loads, _first(("v_mfma",), text))
+    return Compiled(registers, max(4 * spilled, private), shared, loads, _first(("v_mfma",), text))
 
 
 def _found(pattern: str, text: str) -> str:

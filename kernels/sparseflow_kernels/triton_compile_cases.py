@@ -5,7 +5,7 @@ Sizes are those of a large layer. Nothing is computed: what a launch depends on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import astuple, dataclass
 from functools import cache, partial
@@ -26,7 +26,7 @@ from sparseflow_kernels.triton_slices import slices
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of slices. The first stands for all of them where only defaults are asked for.
-_GATHER_HEIGHTS = (16, 8, 32, 64)
+_GATHER_HEIGHTS = (64, 8, 16, 32, 128)
 _SIZE, _TOKENS, _LINES, _MULTIPROCESSORS = 512, 8192, 8, 132
 
 
@@ -57,62 +57,91 @@ class Case:
 
 def cases(chip: str, every: bool) -> list[Case]:
     """The cases of a chip; without `every`, of the default configurations, where bfloat16 stands for float16 too."""
-    found = [*_packing(CHIPS[chip]), *_slices(CHIPS[chip]), *_panels(CHIPS[chip])]
-    return [case for case in found if every or (case.is_default and case.dtype != "fp16")]
+    return list(_every(CHIPS[chip]) if every else _defaults(CHIPS[chip]))
 
 
-def _slices(chip: Chip) -> Iterator[Case]:
-    nnz = _coo().rows.numel()
-    for (name, dtype), height in ((item, height) for item in DTYPES.items() for height in _GATHER_HEIGHTS):
-        structure = slices(*_coo(), height)
-        x, dy = _matrix(dtype), _matrix(dtype)
-        packed, bias = torch.empty(structure.slots, dtype=dtype), torch.empty(_SIZE)
-        size = dtype.itemsize
-        for spmm in _all(triton_spmm.DEFAULT[size], triton_spmm.CONFIGS[size]):
-            usual = spmm == triton_spmm.DEFAULT[size]
-            for kind, lines in _lines(x, usual).items():
-                run = partial(triton_spmm.spmm, structure, packed, x, lines, dtype, bias, True, spmm)
-                is_default = usual and height == _GATHER_HEIGHTS[0] and kind != "odd"
-                yield Case(chip, f"spmm{height} {kind}", name, _text(spmm), is_default, run, False, _whole(kind, dtype))
-        for sddmm in _all(triton_sddmm.DEFAULT[size], triton_sddmm.CONFIGS[size]):
-            usual = sddmm == triton_sddmm.DEFAULT[size]
-            for kind, lines in _lines(x, usual).items():
-                run = partial(triton_sddmm.sddmm, structure, dy[:, : lines.tokens], x, lines, nnz, config=sddmm)
-                is_default = usual and height == _GATHER_HEIGHTS[0] and kind != "odd"
-                yield Case(chip, f"sddmm{height} {kind}", name, _text(sddmm), is_default, run, False, _whole(kind, dtype))
+def _every(chip: Chip) -> Iterator[Case]:
+    for dtype in DTYPES.values():
+        yield from _packing(chip, dtype)
+        for height in _GATHER_HEIGHTS:
+            yield from _slices(chip, dtype, height)
+        if dtype.itemsize == 2:
+            for height in HEIGHTS:
+                yield from _panels(chip, dtype, height)
 
 
-def _panels(chip: Chip) -> Iterator[Case]:
-    vendor, from_shared = chip.target.backend, chip.name in ("sm_90", "sm_100")
-    for (name, dtype), height in ((item, height) for item in DTYPES.items() for height in HEIGHTS):
-        if dtype.itemsize != 2:
-            continue
-        structure = panels(*_coo(), height)
-        x, dy, bias = _matrix(dtype), _matrix(dtype), torch.empty(_SIZE)
-        packed = torch.empty(structure.slots * height, dtype=dtype)
-        default = triton_panel.DEFAULT[vendor][height]
-        for config in _all(default, triton_panel.configs(height, chip.shared, from_shared)):
-            for kind, lines in _lines(x, config == default).items():
-                run = partial(triton_panel.panel_spmm, structure, packed, x, lines, dtype, bias, True, config)
-                is_default = config == default and kind != "odd"
-                yield Case(chip, f"panel{height} {kind}", name, _text(config), is_default, run, True, _whole(kind, dtype))
-        usual = triton_panel_gradient.DEFAULT[vendor][height]
-        for gradient in _all(usual, triton_panel_gradient.configs(height, chip.shared)):
-            for kind, lines in _lines(x, gradient == usual).items():
-                run = partial(triton_panel_gradient.panel_sddmm, structure, dy[:, : lines.tokens], x, lines, config=gradient)
-                is_default = gradient == usual and kind != "odd"
-                yield Case(chip, f"panel{height} wgrad {kind}", name, _text(gradient), is_default, run, True, _whole(kind, dtype))
+def _defaults(chip: Chip) -> Iterator[Case]:
+    for case in _every(chip):
+        if case.is_default and case.dtype != "fp16":
+            yield case
 
 
-def _packing(chip: Chip) -> Iterator[Case]:
+def _slices(chip: Chip, dtype: torch.dtype, height: int) -> Iterator[Case]:
+    structure, nnz = slices(*_coo(), height), _coo().rows.numel()
+    x, dy, bias = _matrix(dtype), _matrix(dtype), torch.empty(_SIZE)
+    packed = torch.empty(structure.slots, dtype=dtype)
+
+    def spmm(lines: Lines, config: Any) -> None:
+        triton_spmm.spmm(structure, packed, x, lines, dtype, bias, True, config)
+
+    def sddmm(lines: Lines, config: Any) -> None:
+        triton_sddmm.sddmm(structure, dy[:, : lines.tokens], x, lines, nnz, config=config)
+
+    is_usual = height == _GATHER_HEIGHTS[0]
+    default, others = triton_spmm.DEFAULT[x.itemsize], triton_spmm.CONFIGS[x.itemsize]
+    yield from _configured(f"spmm{height}", chip, x, spmm, default, others, False, is_usual)
+    default_gradient, gradients = triton_sddmm.DEFAULT[x.itemsize], triton_sddmm.CONFIGS[x.itemsize]
+    yield from _configured(f"sddmm{height}", chip, x, sddmm, default_gradient, gradients, False, is_usual)
+
+
+def _panels(chip: Chip, dtype: torch.dtype, height: int) -> Iterator[Case]:
+    structure, vendor = panels(*_coo(), height), chip.target.backend
+    x, dy, bias = _matrix(dtype), _matrix(dtype), torch.empty(_SIZE)
+    packed = torch.empty(structure.slots * height, dtype=dtype)
+
+    def spmm(lines: Lines, config: Any) -> None:
+        triton_panel.panel_spmm(structure, packed, x, lines, dtype, bias, True, config)
+
+    def sddmm(lines: Lines, config: Any) -> None:
+        triton_panel_gradient.panel_sddmm(structure, dy[:, : lines.tokens], x, lines, config=config)
+
+    others = triton_panel.configs(height, chip.shared, from_shared=chip.name in ("sm_90", "sm_100"))
+    yield from _configured(f"panel{height}", chip, x, spmm, triton_panel.DEFAULT[vendor][height], others, True)
+    default, gradients = (
+        triton_panel_gradient.DEFAULT[vendor][height],
+        triton_panel_gradient.configs(height, chip.shared),
+    )
+    yield from _configured(f"panel{height} wgrad", chip, x, sddmm, default, gradients, True)
+
+
+def _configured(
+    kernel: str,
+    chip: Chip,
+    x: Tensor,
+    launch: Callable[[Lines, Any], None],
+    default: Any,
+    configs: Sequence[Any],
+    tensor_core: bool,
+    is_usual: bool = True,
+) -> Iterator[Case]:
+    """The default in every way to read x, the other configurations in one."""
+    for config in [default, *(config for config in configs if config != default)]:
+        for kind, lines in _lines(x).items():
+            if kind == "linear" or config == default:
+                text = "×".join(str(number) for number in astuple(config))
+                is_default = is_usual and config == default and kind != "odd"
+                itemsize = 0 if kind == "odd" else x.itemsize
+                run = partial(launch, lines, config)
+                yield Case(chip, f"{kernel} {kind}", _name(x.dtype), text, is_default, run, tensor_core, itemsize)
+
+
+def _packing(chip: Chip, dtype: torch.dtype) -> Iterator[Case]:
     sliced, panelled = slices(*_coo(), _GATHER_HEIGHTS[0]), panels(*_coo(), HEIGHTS[0])
     values = torch.empty(panelled.nnz)
-    for name, dtype in DTYPES.items():
-        run: Callable[[], object] = partial(refresh, values, [sliced.source, sliced.source], dtype)
-        yield Case(chip, "refresh", name, "", True, run)
-        if dtype.itemsize == 2:
-            run = partial(fill_panels, panelled, values, dtype)
-            yield Case(chip, "fill panels", name, "", True, run)
+    run = partial(refresh, values, [sliced.source, sliced.source], dtype)
+    yield Case(chip, "refresh", _name(dtype), "", True, run)
+    if dtype.itemsize == 2:
+        yield Case(chip, "fill panels", _name(dtype), "", True, partial(fill_panels, panelled, values, dtype))
 
 
 @cache
@@ -124,24 +153,16 @@ def _matrix(dtype: torch.dtype) -> Tensor:
     return torch.empty(_SIZE, _TOKENS, dtype=dtype)
 
 
-def _lines(x: Tensor, usual: bool) -> dict[str, Lines]:
-    """How x may be read; all ways for a default configuration only."""
-    found = {"linear": linear_lines(x)}
-    if usual:
-        run = _TOKENS // _LINES
-        places = [torch.arange(count) * run for count in (_LINES, _SIZE)]
-        found["conv"] = Lines(_SIZE, _LINES, run, 0, x.numel(), places[0], places[1], run)
-        found["odd"] = Lines(_SIZE, 1, _TOKENS - 1, _TOKENS, x.numel())
-    return found
+def _lines(x: Tensor) -> dict[str, Lines]:
+    """How x may be read."""
+    run = _TOKENS // _LINES
+    offsets, table = (torch.arange(count) * run for count in (_LINES, _SIZE))
+    return {
+        "linear": linear_lines(x),
+        "conv": Lines(_SIZE, _LINES, run, 0, x.numel(), offsets, table, run),
+        "odd": Lines(_SIZE, 1, _TOKENS - 1, _TOKENS, x.numel()),
+    }
 
 
-def _whole(kind: str, dtype: torch.dtype) -> int:
-    return 0 if kind == "odd" else dtype.itemsize
-
-
-def _all(default: Any, configs: list[Any]) -> list[Any]:
-    return [default, *(config for config in configs if config != default)]
-
-
-def _text(config: Any) -> str:
-    return "×".join(str(number) for number in astuple(config))
+def _name(dtype: torch.dtype) -> str:
+    return next(name for name, other in DTYPES.items() if other == dtype)

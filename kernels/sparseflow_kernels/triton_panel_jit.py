@@ -63,11 +63,7 @@ def _addresses(index, slots, width, table, pitch, UNIT: tl.constexpr):
     if index.dtype.element_ty == tl.int16:
         # The bits are those of an unsigned number.
         column = column & 0xFFFF
-    if table is None:
-        place = column.to(tl.int64) * pitch
-    else:
-        place = multiple(tl.load(table + column), UNIT)
-    return place
+    return column.to(tl.int64) * pitch if table is None else multiple(tl.load(table + column), UNIT)
 
 
 @jit

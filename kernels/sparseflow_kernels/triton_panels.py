@@ -11,6 +11,7 @@ Shapes: O rows, K columns, Z nnz, P panels, S slots (columns of all panels, each
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,8 @@ class Panels:
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> Panels:
         """The same structure with its tensors elsewhere."""
-        return replace(self, **{name: tensors[name] for name in self.tensors()})
+        changes: dict[str, Any] = {name: tensors[name] for name in self.tensors()}
+        return replace(self, **changes)
 
 
 def panels(rows: Tensor, columns: Tensor, places: Tensor, shape: tuple[int, int], height: int) -> Panels:

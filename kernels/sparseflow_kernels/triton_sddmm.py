@@ -43,7 +43,7 @@ class SddmmConfig:
 DEFAULT = {size: SddmmConfig(32, 16, 64 // size, 4096 // size) for size in (4, 2)}
 # The interpreter takes about as long for a large tile as for a small one.
 INTERPRETED = SddmmConfig(32, 16, 256, part=1 << 30)
-# What may be faster: tiles of x for 4 or 8 warps. More steps read dy less often, fewer tokens leave room for more lanes.
+# What may be faster, for 4 or 8 warps: more steps read dy less often, and fewer tokens leave room for more lanes.
 CONFIGS = {
     size: [
         SddmmConfig(tile // width, steps, width // size, part)

@@ -27,3 +27,12 @@ def load_groups(pointer, group):
             second.to(tl.int32).to(number, bitcast=True),
             (second >> 32).to(tl.int32).to(number, bitcast=True),
         )
+
+
+@jit
+def multiple(places, UNIT: tl.constexpr):
+    """The same numbers, which are multiples of UNIT, so computed that every compiler sees it.
+
+    The one for AMD loses the hint of `tl.multiple_of` on the way, and then reads rows number by number.
+    """
+    return places // UNIT * UNIT

@@ -178,13 +178,13 @@ def test_convolution(stride, padding, dilation, groups, images):
 def test_bad_input():
     case = PanelCase((33, 63), 8, 0.2, 64, torch.float16)
     lines = linear_lines(case.x)
-    with pytest.raises(ValueError, match="packed values of torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"packed values of torch\.bfloat16"):
         panel_spmm(case.panels, case.packed, case.x.bfloat16(), lines, torch.float32)
     with pytest.raises(ValueError, match="pack them anew"):
         panel_spmm(case.panels, case.packed[:-1], case.x, lines, torch.float16)
     with pytest.raises(ValueError, match="bias of shape"):
         panel_spmm(case.panels, case.packed, case.x, lines, torch.float16, case.bias[1:])
-    with pytest.raises(ValueError, match="bfloat16 or float16, got torch.float32"):
+    with pytest.raises(ValueError, match=r"bfloat16 or float16, got torch\.float32"):
         panel_sddmm(case.panels, case.dy.float(), case.x.float(), lines)
     with pytest.raises(ValueError, match="expected dy of shape"):
         panel_sddmm(case.panels, case.dy[1:], case.x, lines)
