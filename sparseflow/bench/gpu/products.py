@@ -28,9 +28,10 @@ from sparseflow_kernels.triton_tune import Key, Tuner, config_text
 if TYPE_CHECKING:
     from sparseflow.hardware.backends.triton_op import TritonOp
 
-GATHER = triton_choice.Product("gather", 16)
+# Slices of as many rows as any configuration takes lanes of.
+GATHER = triton_choice.Product("gather", max(triton_choice.GATHER_HEIGHTS))
 # Configurations tried besides the default, spread over all of them: compiling all would take the time of the run.
-_TRIED = 5
+_TRIED = 7
 PANELS = tuple(triton_choice.Product("panel", height) for height in triton_choice.PANEL_HEIGHTS)
 
 
