@@ -129,19 +129,28 @@ def fetch_data(
 
 @app.command()
 def bench(
+    file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu, or triton: its kernels on this machine's GPU.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
-    from sparseflow.bench import run_bench
+    from sparseflow.bench import bench_of
 
-    show = None if as_json else partial(print, file=sys.stdout, flush=True)
+    if file is not None and not as_json:
+        raise ValueError(f"expected --json before {str(file)!r}: sparseflow bench --json FILE")
+    measure = bench_of(backend)
+    targets = [path for path in (file, out) if path is not None]
+
+    def save(found: dict[str, Any]) -> None:
+        for path in targets:
+            path.write_text(json.dumps(found, indent=2) + "\n")
+
+    show = None if as_json and file is None else partial(print, file=sys.stdout, flush=True)
     with _own_output():
-        found = run_bench(only or (), show)
-    if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
-    if as_json:
+        found = measure(only or (), show, save)
+    if as_json and file is None:
         typer.echo(json.dumps(found))
     if any(figure["missed"] for figure in found["figures"]):
         raise typer.Exit(1)

@@ -10,7 +10,7 @@ import torch
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import Backend, Cost
-from sparseflow.hardware.backends.base import FusedOp
+from sparseflow.hardware.backends.base import Explains, FusedOp
 from sparseflow.hardware.choice import Candidate, Row, duration
 from sparseflow.hardware.flow import Flow
 from sparseflow.hardware.measure import measure
@@ -202,6 +202,8 @@ def _growth(backend: Backend, sparser: Workload, denser: Workload) -> float:
 
 
 def _row(name: str, work: Workload, backend: str, reason: str, flow: Flow, chained: bool, fused: str | None) -> Row:
-    layout = backends.get(backend).layout(work)
+    found = backends.get(backend)
+    if isinstance(found, Explains):
+        reason = f"{reason}; {found.explain(work)}"
     relus = flow.relus if fused else ()
-    return Row(name, work.shape, work.density, backend, layout, reason, relus=relus, feature_major=chained)
+    return Row(name, work.shape, work.density, backend, found.layout(work), reason, relus=relus, feature_major=chained)
