@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,20 +22,20 @@ from sparseflow.hardware.streaming.updates import Rule
 CHUNK = 2**16
 
 Kept = NDArray[np.int64] | None
-Change = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A parameter for a new store. mask: True = kept, None where nothing is pruned. weight: dense, or what makes it.
+    """A parameter for a new store. mask: True = kept, None where nothing is pruned.
 
-    keys: of the optimizer state to keep beside it; none where it is not trained.
+    weight: dense, what makes it, or None for zeros. keys: of the optimizer state to keep beside it; none where it is
+    not trained.
     """
 
     name: str
     shape: tuple[int, ...]
     mask: Tensor | None
-    weight: Tensor | Callable[[], Tensor]
+    weight: Tensor | Callable[[], Tensor] | None
     keys: tuple[str, ...] = ()
 
 
@@ -106,25 +105,26 @@ class StoredParameter:
 
     def write(self, weight: Tensor) -> None:
         """Stores what a dense float32 tensor has at the kept places; the state stays as it is."""
-        with self.changing() as slot:
-            self._keep(slot, set(self.record.keys))
-            flat = weight.detach().reshape(-1)
-            for tile, kept in self.places():
-                values = tiles.gather(flat[tile.place : tile.place + tile.places], kept)
-                self._put(slot, None, tile.value, values)
+        flat = weight.detach().reshape(-1)
+        parts = (tiles.gather(flat[tile.place : tile.place + tile.places], kept) for tile, kept in self.places())
+        self.put(parts)
 
-    def put(self, values_Z: Tensor, key: str | None = None) -> None:
-        """Replaces the values (None) or a state; the rest stays as it is."""
-        with self.changing() as slot:
-            self._keep(slot, {None, *self.record.keys} - {key})
-            self._put(slot, key, 0, values_Z.detach())
+    def put(self, parts: Iterable[Tensor], key: str | None = None) -> None:
+        """Replaces the values (None) or a state by these parts, Z long together; the rest stays as it is."""
+        with self._changing() as slot:
+            self._keep(slot, [other for other in (None, *self.record.keys) if other != key])
+            start = 0
+            for part in parts:
+                self._put(slot, key, start, part)
+                start += part.numel()
+            assert start == self.nnz, f"{self.record.name}: {start} of {self.nnz} values"
 
     def update(self, gradient_Z: Tensor, rule: Rule) -> None:
         """One step of an optimizer on values and state, a chunk at a time."""
         step = self.record.steps + 1
         keys = (None, *self.record.keys)
         sections = [self.section(key) for key in keys]
-        with self.changing() as slot:
+        with self._changing() as slot:
             for span in chunks(self.nnz, CHUNK):
                 values, *state = (section[span].clone() for section in sections)
                 rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
@@ -138,7 +138,7 @@ class StoredParameter:
         self.record = self.record.model_copy(update={"steps": steps})
 
     @contextmanager
-    def changing(self) -> Iterator[int]:
+    def _changing(self) -> Iterator[int]:
         """Yields the slot to write all sections to, which counts from the end of the block on."""
         fresh = self.committed is not None and self.committed.slot == self.record.slot
         slot = 1 - self.record.slot if fresh else self.record.slot
@@ -148,7 +148,7 @@ class StoredParameter:
         self.torn = False
         self.record = self.record.model_copy(update={"slot": slot})
 
-    def _keep(self, slot: int, keys: set[str | None] | set[str]) -> None:
+    def _keep(self, slot: int, keys: Iterable[str | None]) -> None:
         """Copies what is not to change into a slot, unless it is there."""
         if slot == self.record.slot:
             return
@@ -164,5 +164,5 @@ class StoredParameter:
 
 
 def layout_of(grid: tuple[Tile, ...], head: int, keys: tuple[str, ...]) -> Layout:
-    """Of a parameter with these tiles, the numbers of whose values take `head` bytes before their index."""
+    """Of a parameter with these tiles; `head`: bytes before the first one's index, where the tiles are counted."""
     return Layout(head + sum(tile.index_bytes for tile in grid), sum(tile.nnz for tile in grid), keys)

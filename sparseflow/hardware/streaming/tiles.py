@@ -9,7 +9,6 @@ canonical order, which makes either a plain slice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +39,93 @@ class Tile:
 
     @property
     def places(self) -> int:
+        """Kept or pruned."""
+        return self.rows * self.columns
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.nnz == self.places
+
+    def csr_bytes(self, value_bytes: int) -> int:
+        """Of values, columns and row pointers."""
+        return self.nnz * (value_bytes + COLUMN) + (self.rows + 1) * POINTER
+
+    def dense_bytes(self, value_bytes: int) -> int:
+        """Of a value for every place."""
+        return self.places * value_bytes
+
+    def is_dense(self, value_bytes: int) -> bool:
+        """Whether it is dense where a value has that many bytes; CSR must be fewer bytes to be chosen."""
+        return self.dense_bytes(value_bytes) <= self.csr_bytes(value_bytes)
+
+    def wire_bytes(self, value_bytes: int) -> int:
+        """Of the form that is fewer."""
+        return min(self.csr_bytes(value_bytes), self.dense_bytes(value_bytes))
+
+    @property
+    def index_bytes(self) -> int:
+        """Of its index in the store: row pointers and columns; one bit a place where it is dense; 0 where whole."""
+        if self.whole:
+            return 0
+        if self.is_dense(VALUE):
+            return _padded(-(-self.places // 8))
+        return _padded((self.rows + 1) * POINTER + self.nnz * COLUMN)
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of the matrix that a weight is seen as."""
+    if len(shape) < 2:
+        return 1, math.prod(shape)
+    return shape[0], math.prod(shape[1:])
+
+
+def boxes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Rows and columns of each tile, in the order of their places."""
+    rows, columns = matrix_shape(shape)
+    if rows * columns == 0:
+        return []
+    if columns > COLUMNS:
+        widths = [min(COLUMNS, columns - first) for first in range(0, columns, COLUMNS)]
+        return [(1, width) for _ in range(rows) for width in widths]
+    height = max(1, PLACES // columns)
+    return [(min(height, rows - first), columns) for first in range(0, rows, height)]
+
+
+def tiling(shape: tuple[int, ...], counts: list[int] | None, offset: int = 0) -> tuple[Tile, ...]:
+    """The tiles of a weight of which so many values are kept in each, or all (None); their indices begin at `offset`."""
+    found: list[Tile] = []
+    place = value = 0
+    grid = boxes(shape)
+    for (rows, columns), nnz in zip(grid, counts or [rows * columns for rows, columns in grid], strict=True):
+        tile = Tile(rows, columns, nnz, place, value, offset)
+        found.append(tile)
+        place, value, offset = place + tile.places, value + nnz, offset + tile.index_bytes
+    return tuple(found)
+
+
+def count(mask: Tensor) -> list[int]:
+    """How many are kept in each tile of a mask."""
+    flat, found, place = mask.reshape(-1), [], 0
+    for rows, columns in boxes(tuple(mask.shape)):
+        found.append(int(flat[place : place + rows * columns].count_nonzero()))
+        place += rows * columns
+    return found
+
+
+def encode(tile: Tile, mask: NDArray[np.bool_]) -> bytes:
+    """The index of one tile; `mask` has its places, flat."""
+    if tile.whole:
+        return b""
+    if tile.is_dense(VALUE):
+        index = np.packbits(mask, bitorder="little").tobytes()
+    else:
+        pointers, columns = csr_of(tile, np.flatnonzero(mask))
+        index = pointers.tobytes() + columns.tobytes()
+    return index.ljust(tile.index_bytes, b"\0")
+
+
+def places(self) -> int:
         """Kept or pruned."""
         return self.rows * self.columns
 
@@ -168,17 +254,6 @@ def scatter(out: Tensor, kept: NDArray[np.int64] | None, values: Tensor) -> None
 def gather(dense: Tensor, kept: NDArray[np.int64] | None) -> Tensor:
     """The values at these places of a flat tile; None for all."""
     return dense if kept is None else dense.index_select(0, torch.from_numpy(kept))
-
-
-def _index_parts(tile: Tile, mask: NDArray[np.bool_]) -> Iterator[bytes]:
-    if tile.whole:
-        return
-    if tile.is_dense(VALUE):
-        yield np.packbits(mask, bitorder="little").tobytes()
-        return
-    pointers, columns = csr_of(tile, np.flatnonzero(mask))
-    yield pointers.tobytes()
-    yield columns.tobytes()
 
 
 def _padded(nbytes: int) -> int:
