@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from sparseflow import data
-from sparseflow.files.atomic import atomic_write
+from sparseflow.atomic import atomic_write
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.sample import untouched

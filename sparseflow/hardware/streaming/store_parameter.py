@@ -1,0 +1,168 @@
+"""One parameter in a store: its index and its two slots. Shapes: Z kept values, in canonical order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparseflow.hardware.streaming import tiles
+from sparseflow.hardware.streaming.slots import Layout, Pages, Traffic, chunks
+from sparseflow.hardware.streaming.store_manifest import Record
+from sparseflow.hardware.streaming.tiles import POINTER, VALUE, Tile
+from sparseflow.hardware.streaming.updates import Rule
+
+# Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
+CHUNK = 2**16
+
+Kept = NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter for a new store. mask: True = kept, None where nothing is pruned.
+
+    weight: dense, what makes it, or None for zeros. keys: of the optimizer state to keep beside it; none where it is
+    not trained.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mask: Tensor | None
+    weight: Tensor | Callable[[], Tensor] | None
+    keys: tuple[str, ...] = ()
+
+
+class StoredParameter:
+    """A parameter whose committed slot is never written to: the first change after a commit goes to the other.
+
+    `record`: as it is now; `committed`: as it was at the last commit, None where this file is newer. `torn`: whether a
+    change was cut short, so that the values are neither old nor new.
+    """
+
+    def __init__(self, record: Record, committed: Record | None, pages: Pages, traffic: Traffic) -> None:
+        self.record, self.committed, self.pages, self.torn = record, committed, pages, False
+        self._traffic = traffic
+        counts, head = None, 0
+        if record.index_sha256 is not None:
+            grid = tiles.boxes(record.shape)
+            counts, head = pages.view(0, len(grid), torch.int32).tolist(), len(grid) * POINTER
+        self.tiles = tiles.tiling(record.shape, counts, head)
+        self._layout = layout_of(self.tiles, head, record.keys)
+        self.index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
+
+    @property
+    def nnz(self) -> int:
+        """Kept weights: Z."""
+        return self.record.nnz
+
+    def section(self, key: str | None = None) -> Tensor:
+        """The values (None) or a state as they are now, Z long: a view, only to be read."""
+        return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)
+
+    def places(self) -> Iterator[tuple[Tile, Kept]]:
+        """Each tile with the places in it that are kept; None for all."""
+        for tile in self.tiles:
+            self._traffic.add(read=tile.index_bytes)
+            yield tile, tiles.places(tile, self.index)
+
+    def mask(self) -> Tensor:
+        """True = kept, in the parameter's shape."""
+        flat = torch.ones(math.prod(self.record.shape), dtype=torch.bool)
+        for tile, kept in self.places():
+            if kept is not None:
+                part = flat[tile.place : tile.place + tile.places].zero_()
+                part[torch.from_numpy(kept)] = True
+        return flat.view(self.record.shape)
+
+    def values_of(self, tile: Tile) -> Tensor:
+        """Those of one tile, as `section`."""
+        self._traffic.add(read=tile.nnz * VALUE)
+        return self.section()[tile.value : tile.value + tile.nnz]
+
+    def read(self, out: Tensor, key: str | None = None) -> Tensor:
+        """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
+        flat, source = out.view(-1), self.section(key)
+        for tile, kept in self.places():
+            values = source[tile.value : tile.value + tile.nnz]
+            tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
+        self._traffic.add(read=self.nnz * VALUE)
+        return out
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """A new tensor, Z long: what a tensor of the parameter's shape has at the kept places."""
+        flat, found = dense.detach().reshape(-1), torch.empty(self.nnz, dtype=dense.dtype)
+        for tile, kept in self.places():
+            part = flat[tile.place : tile.place + tile.places]
+            found[tile.value : tile.value + tile.nnz] = tiles.gather(part, kept)
+        return found
+
+    def write(self, weight: Tensor) -> None:
+        """Stores what a dense float32 tensor has at the kept places; the state stays as it is."""
+        flat = weight.detach().reshape(-1)
+        parts = (tiles.gather(flat[tile.place : tile.place + tile.places], kept) for tile, kept in self.places())
+        self.put(parts)
+
+    def put(self, parts: Iterable[Tensor], key: str | None = None) -> None:
+        """Replaces the values (None) or a state by these parts, Z long together; the rest stays as it is."""
+        with self._changing() as slot:
+            self._keep(slot, [other for other in (None, *self.record.keys) if other != key])
+            start = 0
+            for part in parts:
+                self._put(slot, key, start, part)
+                start += part.numel()
+            assert start == self.nnz, f"{self.record.name}: {start} of {self.nnz} values"
+
+    def update(self, gradient_Z: Tensor, rule: Rule) -> None:
+        """One step of an optimizer on values and state, a chunk at a time."""
+        step = self.record.steps + 1
+        keys = (None, *self.record.keys)
+        sections = [self.section(key) for key in keys]
+        with self._changing() as slot:
+            for span in chunks(self.nnz, CHUNK):
+                values, *state = (section[span].clone() for section in sections)
+                rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
+                for key, changed in zip(keys, (values, *state), strict=True):
+                    self._put(slot, key, span.start, changed)
+            self._traffic.add(read=self.nnz * VALUE * len(keys))
+        self.set_steps(step)
+
+    def set_steps(self, steps: int) -> None:
+        """How many updates it had."""
+        self.record = self.record.model_copy(update={"steps": steps})
+
+    @contextmanager
+    def _changing(self) -> Iterator[int]:
+        """Yields the slot to write all sections to, which counts from the end of the block on."""
+        fresh = self.committed is not None and self.committed.slot == self.record.slot
+        slot = 1 - self.record.slot if fresh else self.record.slot
+        # Nothing reads the other slot before it is whole.
+        self.torn = self.torn or not fresh
+        yield slot
+        self.torn = False
+        self.record = self.record.model_copy(update={"slot": slot})
+
+    def _keep(self, slot: int, keys: Iterable[str | None]) -> None:
+        """Copies what is not to change into a slot, unless it is there."""
+        if slot == self.record.slot:
+            return
+        for key in keys:
+            source = self.section(key)
+            for span in chunks(self.nnz, CHUNK):
+                self._put(slot, key, span.start, source[span])
+            self._traffic.add(read=source.nbytes)
+
+    def _put(self, slot: int, key: str | None, start: int, values: Tensor) -> None:
+        self.pages.write(self._layout.offset(slot, key) + start * VALUE, values)
+        self._traffic.add(written=values.nbytes)
+
+
+def layout_of(grid: tuple[Tile, ...], head: int, keys: tuple[str, ...]) -> Layout:
+    """Of a parameter with these tiles; `head`: bytes before the first one's index, where the tiles are counted."""
+    return Layout(head + sum(tile.index_bytes for tile in grid), sum(tile.nnz for tile in grid), keys)
