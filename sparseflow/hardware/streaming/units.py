@@ -91,14 +91,18 @@ def initial_weights(
 
 
 def _make(unit: Unit, initialise: Callable[[nn.Module], None] | None) -> None:
-    if initialise is None and not isinstance(reset := getattr(unit.module, "reset_parameters", None), Callable):
+    reset = getattr(unit.module, "reset_parameters", None)
+    if initialise is None and reset is None:
         raise ValueError(
             f"{unit.name!r} is on the meta device, and {type(unit.module).__name__} has no reset_parameters(); pass "
             "initialise=, a function that fills the parameters of the module that it is given"
         )
     unit.module.to_empty(device="cpu", recurse=False)
     with torch.no_grad():
-        (initialise or _reset)(unit.module)
+        if initialise is not None:
+            initialise(unit.module)
+        elif reset is not None:
+            reset()
 
 
 def _unit(path: str, module: nn.Module, names: Mapping[int, str]) -> Unit:
