@@ -151,7 +151,8 @@ def csr_of(tile: Tile, kept: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDA
 def csr_places(tile: Tile, pointers: NDArray[np.uint32], columns: NDArray[np.uint16]) -> NDArray[np.int64]:
     """The places that row pointers and columns name."""
     first = np.arange(tile.rows, dtype=np.int64) * tile.columns
-    found: NDArray[np.int64] = np.repeat(first, np.diff(pointers.astype(np.int64))) + columns
+    counts: NDArray[np.int64] = np.diff(pointers).astype(np.int64)
+    found: NDArray[np.int64] = np.repeat(first, counts) + columns
     return found
 
 
