@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -147,7 +147,8 @@ class MappedFile:
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
 
     def write(self, offset: int, data: Tensor | bytes) -> None:
-        left = memoryview(data if isinstance(data, bytes) else data.contiguous().numpy()).cast("B")
+        source: Any = data if isinstance(data, bytes) else data.contiguous().numpy()
+        left = memoryview(source).cast("B")
         descriptor = os.open(self.path, os.O_RDWR)
         try:
             while left:

@@ -11,7 +11,6 @@ Files that the manifest does not name are left by a process that died, and are s
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +24,9 @@ from torch import Tensor
 
 from sparseflow.atomic import sync_directory
 from sparseflow.hardware.streaming.slots import MappedFile, Memory, Pages, Traffic
+from sparseflow.hardware.streaming.store_folder import check_model, lock, mapped, sweep
 from sparseflow.hardware.streaming.store_making import check_weight, new_parameter, with_mask
-from sparseflow.hardware.streaming.store_manifest import NAME, SUFFIX, Manifest, Record, read_manifest
+from sparseflow.hardware.streaming.store_manifest import NAME, Manifest, read_manifest
 from sparseflow.hardware.streaming.store_parameter import Entry, StoredParameter
 from sparseflow.hardware.streaming.updates import Rule
 
@@ -43,7 +43,7 @@ class Store:
         self._now: dict[str, StoredParameter] = {}
         # What the last commit holds, where a new mask has come since.
         self._before: dict[str, StoredParameter] = {}
-        self._unlock = None if folder is None else weakref.finalize(self, os.close, _locked(folder))
+        self._unlock = None if folder is None else weakref.finalize(self, os.close, lock(folder))
 
     @classmethod
     def create(
@@ -59,7 +59,8 @@ class Store:
             if (folder / NAME).exists():
                 raise ValueError(f"{folder} holds a store already: open it, remove it, or choose another folder")
         made = cls(folder, 0, about or {})
-        made._sweep([])
+        if folder is not None:
+            sweep(folder, [])
         try:
             for number, entry in enumerate(entries):
                 if entry.name in made._now:
@@ -86,13 +87,13 @@ class Store:
         try:
             manifest = read_manifest(folder)
             if shapes is not None:
-                _check_model(folder, manifest, shapes)
+                check_model(folder, manifest, shapes)
             found._step = found._committed_step = manifest.step
             found.about = dict(manifest.about)
             for record in manifest.parameters:
-                pages = _mapped(folder, record)
+                pages = mapped(folder, record)
                 found._now[record.name] = StoredParameter(record, record, pages, found.traffic)
-            found._sweep(manifest.parameters)
+            sweep(folder, manifest.parameters)
         except BaseException:
             found.close()
             raise
@@ -111,7 +112,7 @@ class Store:
     @property
     def digest(self) -> str:
         """sha256 of names, shapes and masks as they are now."""
-        return self._manifest().digest
+        return self._manifest({}).digest
 
     def parameter(self, name: str) -> StoredParameter:
         """What there is of a parameter. `KeyError` for a name that the store does not have."""
@@ -167,7 +168,7 @@ class Store:
         self._now[name].set_steps(steps)
 
     def remask(self, name: str, mask: Tensor) -> None:
-        """Changes the mask: what stays keeps value and state, what comes back begins with zeros, and stays in its place.
+        """Changes the mask: what stays keeps value and state, what comes back begins with zeros.
 
         Until the next commit, the disk holds both.
         """
@@ -201,18 +202,19 @@ class Store:
         for name, parameter in self._now.items():
             if parameter.torn:
                 raise ValueError(f"a change of {name!r} was cut short: roll the store back, or open it again")
-        if about is not None:
-            self.about = dict(about)
+        about = self.about if about is None else dict(about)
         if self.folder is not None:
             for parameter in self._now.values():
                 if parameter.record != parameter.committed:
                     parameter.pages.sync()
             sync_directory(self.folder)
-            self._manifest().write(self.folder)
-        self._committed_step = self._step
+            self._manifest(about).write(self.folder)
+        self._committed_step, self.about = self._step, about
         for parameter in self._now.values():
             parameter.committed = parameter.record
-        self._drop(self._before)
+        for old in self._before.values():
+            old.pages.remove()
+        self._before = {}
 
     def rollback(self) -> None:
         """Goes back to the last commit."""
@@ -242,3 +244,15 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _make(self, file: str, nbytes: int) -> Pages:
+        return Memory(nbytes) if self.folder is None else MappedFile.create(self.folder / file, nbytes)
+
+    def _manifest(self, about: dict[str, JsonValue]) -> Manifest:
+        records = [parameter.record for parameter in self._now.values()]
+        return Manifest(step=self._step, about=about, parameters=records)
+
+    def _check_key(self, name: str, key: str) -> None:
+        keys = self._now[name].record.keys
+        if key not in keys:
+            raise ValueError(f"{name!r} has no optimizer state {key!r}; available: {', '.join(keys) or 'none'}")

@@ -55,7 +55,7 @@ class StoredParameter:
             counts, head = pages.view(0, len(grid), torch.int32).tolist(), len(grid) * POINTER
         self.tiles = tiles.tiling(record.shape, counts, head)
         self._layout = layout_of(self.tiles, head, record.keys)
-        self.index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
+        self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
 
     @property
     def nnz(self) -> int:
@@ -69,8 +69,7 @@ class StoredParameter:
     def places(self) -> Iterator[tuple[Tile, Kept]]:
         """Each tile with the places in it that are kept; None for all."""
         for tile in self.tiles:
-            self._traffic.add(read=tile.index_bytes)
-            yield tile, tiles.places(tile, self.index)
+            yield tile, tiles.places(tile, self.index_of(tile))
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
@@ -81,8 +80,13 @@ class StoredParameter:
                 part[torch.from_numpy(kept)] = True
         return flat.view(self.record.shape)
 
+    def index_of(self, tile: Tile) -> NDArray[np.uint8]:
+        """The index of one tile: a view, only to be read."""
+        self._traffic.add(read=tile.index_bytes)
+        return self._index[tile.offset : tile.offset + tile.index_bytes]
+
     def values_of(self, tile: Tile) -> Tensor:
-        """Those of one tile, as `section`."""
+        """The values of one tile: a view, only to be read."""
         self._traffic.add(read=tile.nnz * VALUE)
         return self.section()[tile.value : tile.value + tile.nnz]
 

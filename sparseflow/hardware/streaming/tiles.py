@@ -93,7 +93,7 @@ def boxes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def tiling(shape: tuple[int, ...], counts: list[int] | None, offset: int = 0) -> tuple[Tile, ...]:
-    """The tiles of a weight of which so many values are kept in each, or all (None); their indices begin at `offset`."""
+    """The tiles of a weight, given how many values each keeps (None: all); their indices begin at `offset`."""
     found: list[Tile] = []
     place = value = 0
     grid = boxes(shape)
@@ -125,106 +125,20 @@ def encode(tile: Tile, mask: NDArray[np.bool_]) -> bytes:
     return index.ljust(tile.index_bytes, b"\0")
 
 
-def places(self) -> int:
-        """Kept or pruned."""
-        return self.rows * self.columns
-
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is pruned."""
-        return self.nnz == self.places
-
-    def csr_bytes(self, value_bytes: int) -> int:
-        """Of values, columns and row pointers."""
-        return self.nnz * (value_bytes + COLUMN) + (self.rows + 1) * POINTER
-
-    def dense_bytes(self, value_bytes: int) -> int:
-        """Of a value for every place."""
-        return self.places * value_bytes
-
-    def is_dense(self, value_bytes: int) -> bool:
-        """Whether it is dense where a value has that many bytes; CSR must be fewer bytes to be chosen."""
-        return self.dense_bytes(value_bytes) <= self.csr_bytes(value_bytes)
-
-    def wire_bytes(self, value_bytes: int) -> int:
-        """Of the form that is fewer."""
-        return min(self.csr_bytes(value_bytes), self.dense_bytes(value_bytes))
-
-    @property
-    def index_bytes(self) -> int:
-        """Of its index in the store: row pointers and columns; one bit a place where it is dense; 0 where whole."""
-        if self.whole:
-            return 0
-        if self.is_dense(VALUE):
-            return _padded(-(-self.places // 8))
-        return _padded((self.rows + 1) * POINTER + self.nnz * COLUMN)
-
-
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the matrix that a weight is seen as."""
-    if len(shape) < 2:
-        return 1, math.prod(shape)
-    return shape[0], math.prod(shape[1:])
-
-
-def boxes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Rows and columns of each tile, in the order of their places."""
-    rows, columns = matrix_shape(shape)
-    if rows * columns == 0:
-        return []
-    if columns > COLUMNS:
-        widths = [min(COLUMNS, columns - first) for first in range(0, columns, COLUMNS)]
-        return [(1, width) for _ in range(rows) for width in widths]
-    height = max(1, PLACES // columns)
-    return [(min(height, rows - first), columns) for first in range(0, rows, height)]
-
-
-def tiling(shape: tuple[int, ...], counts: list[int] | None, offset: int = 0) -> tuple[Tile, ...]:
-    """The tiles of a weight of which so many values are kept in each, or all (None); their indices begin at `offset`."""
-    found: list[Tile] = []
-    place = value = 0
-    grid = boxes(shape)
-    for (rows, columns), nnz in zip(grid, counts or [rows * columns for rows, columns in grid], strict=True):
-        tile = Tile(rows, columns, nnz, place, value, offset)
-        found.append(tile)
-        place, value, offset = place + tile.places, value + nnz, offset + tile.index_bytes
-    return tuple(found)
-
-
-def count(mask: Tensor) -> list[int]:
-    """How many are kept in each tile of a mask."""
-    flat, found, place = mask.reshape(-1), [], 0
-    for rows, columns in boxes(tuple(mask.shape)):
-        found.append(int(flat[place : place + rows * columns].count_nonzero()))
-        place += rows * columns
-    return found
-
-
-def encode(tile: Tile, mask: NDArray[np.bool_]) -> Iterator[bytes]:
-    """The index of one tile as bytes; `mask` has its places, flat."""
-    size = 0
-    for part in _index_parts(tile, mask):
-        size += len(part)
-        yield part
-    yield bytes(tile.index_bytes - size)
-
-
 def places(tile: Tile, index: NDArray[np.uint8]) -> NDArray[np.int64] | None:
-    """Which places of the tile are kept, counted from its first, ascending; None for all. `index`: the weight's."""
+    """Which places of the tile are kept, counted from its first, ascending; None for all. `index`: the tile's."""
     if tile.whole:
         return None
-    if tile.is_dense(VALUE):
-        bits = index[tile.offset : tile.offset + -(-tile.places // 8)]
-        return np.flatnonzero(np.unpackbits(bits, count=tile.places, bitorder="little").view(np.bool_))
-    pointers, columns = csr_index(tile, index)
-    return csr_places(tile, pointers, columns)
+    return _bit_places(tile, index) if tile.is_dense(VALUE) else csr_places(tile, *csr_index(tile, index))
 
 
 def csr_index(tile: Tile, index: NDArray[np.uint8]) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
-    """Row pointers and columns of a tile that is CSR in the store, as they lie there."""
-    middle = tile.offset + (tile.rows + 1) * POINTER
-    pointers = index[tile.offset : middle].view(np.uint32)
-    return pointers, index[middle : middle + tile.nnz * COLUMN].view(np.uint16)
+    """Row pointers and columns of a tile, as they lie in its index where it is CSR there."""
+    if tile.is_dense(VALUE):
+        return csr_of(tile, _bit_places(tile, index))
+    middle = (tile.rows + 1) * POINTER
+    columns = index[middle : middle + tile.nnz * COLUMN].view(np.uint16)
+    return index[:middle].view(np.uint32), columns
 
 
 def csr_of(tile: Tile, kept: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.uint16]]:
@@ -234,12 +148,11 @@ def csr_of(tile: Tile, kept: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDA
     return pointers, (kept % tile.columns).astype(np.uint16)
 
 
-def csr_places(
-    tile: Tile, pointers: NDArray[np.uint32], columns: NDArray[np.uint16]
-) -> NDArray[np.int64]:
+def csr_places(tile: Tile, pointers: NDArray[np.uint32], columns: NDArray[np.uint16]) -> NDArray[np.int64]:
     """The places that row pointers and columns name."""
     first = np.arange(tile.rows, dtype=np.int64) * tile.columns
-    found: NDArray[np.int64] = np.repeat(first, np.diff(pointers.astype(np.int64))) + columns
+    counts: NDArray[np.int64] = np.diff(pointers).astype(np.int64)
+    found: NDArray[np.int64] = np.repeat(first, counts) + columns
     return found
 
 
@@ -254,6 +167,13 @@ def scatter(out: Tensor, kept: NDArray[np.int64] | None, values: Tensor) -> None
 def gather(dense: Tensor, kept: NDArray[np.int64] | None) -> Tensor:
     """The values at these places of a flat tile; None for all."""
     return dense if kept is None else dense.index_select(0, torch.from_numpy(kept))
+
+
+def _bit_places(tile: Tile, index: NDArray[np.uint8]) -> NDArray[np.int64]:
+    if tile.whole:
+        return np.arange(tile.places, dtype=np.int64)
+    bits = np.unpackbits(index[: -(-tile.places // 8)], count=tile.places, bitorder="little")
+    return np.flatnonzero(bits.view(np.bool_))
 
 
 def _padded(nbytes: int) -> int:

@@ -88,8 +88,10 @@ class Adam:
         values.addcdiv_(mean, denominator, value=-(self.lr / (1 - beta1**step)))
 
 
-# What a group of torch.optim may ask for that no rule does; how it computes is ours to say.
+# What a group of torch.optim may ask for that no rule does.
 _REFUSED = ("amsgrad", "differentiable")
+_SGD = ("lr", "momentum", "dampening", "weight_decay")
+_ADAM = ("lr", "eps", "weight_decay")
 _CHOICES = "SGD (momentum, dampening, nesterov, weight_decay, maximize), Adam and AdamW (all but amsgrad)"
 
 
@@ -102,10 +104,10 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule:
         if group.get(option):
             raise ValueError(f"a store cannot run {type(optimizer).__name__} with {option}=True; it can {_CHOICES}")
     if type(optimizer) is torch.optim.SGD:
-        names = ("lr", "momentum", "dampening", "weight_decay")
-        return SGD(*(float(group[name]) for name in names), group["nesterov"], group["maximize"])
+        lr, momentum, dampening, decay = (float(group[name]) for name in _SGD)
+        return SGD(lr, momentum, dampening, decay, group["nesterov"], group["maximize"])
     if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW):
         beta1, beta2 = map(float, group["betas"])
-        lr, eps, decay = (float(group[name]) for name in ("lr", "eps", "weight_decay"))
+        lr, eps, decay = (float(group[name]) for name in _ADAM)
         return Adam(lr, (beta1, beta2), eps, decay, group["decoupled_weight_decay"], group["maximize"])
     raise ValueError(f"a store cannot run {type(optimizer).__name__}; it can run {_CHOICES}")
