@@ -7,7 +7,6 @@ did them or when they came.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +60,10 @@ class Spilled(Protocol):
         """Gives a partial sum back and keeps it no longer; None where there is none."""
         ...
 
+    def drop(self, name: str) -> None:
+        """Keeps none of the parameter's any longer."""
+        ...
+
 
 class TreeSums:
     """The gradients of one step, each parameter's added up as they come."""
@@ -70,22 +73,57 @@ class TreeSums:
 
     def add(self, name: str, number: int, gradient_Z: Tensor) -> None:
         """Takes the gradient of a pass."""
-        level, index, total = 0, number, gradient_Z
+        self._rise(name, 0, number, gradient_Z, alone=False)
+
+    def total(self, name: str) -> Tensor:
+        """The sum over the passes that gave a gradient, of which there is one at least; kept on until it is dropped.
+
+        What a missing pass would be added to goes up the tree as it is.
+        """
+        nodes = [(level, index) for level in range(self._height) for index in range(2 ** (self._height - level))]
+        for level, index in nodes:
+            mine = self._spilled.take(name, (level, index))
+            if mine is not None:
+                self._rise(name, level, index, mine, alone=True)
+        total = self._spilled.take(name, (self._height, 0))
+        assert total is not None, f"no gradient of {name!r} has come"
+        self._spilled.put(name, (self._height, 0), total)
+        return total
+
+    def drop(self, name: str) -> None:
+        """Forgets what came for a parameter."""
+        self._spilled.drop(name)
+
+    def _rise(self, name: str, level: int, index: int, total: Tensor, alone: bool) -> None:
         while level < self._height:
             other = self._spilled.take(name, (level, index ^ 1))
-            if other is None:
+            if other is not None:
+                total = total + other if index % 2 == 0 else other + total
+            elif not alone:
                 break
-            total = total + other if index % 2 == 0 else other + total
             level, index = level + 1, index // 2
+            # Above, the other side may be there still.
+            if alone:
+                break
         self._spilled.put(name, (level, index), total)
 
-    def total(self, name: str) -> Tensor | None:
-        """The sum over the passes that there were; it goes on being kept as long as nobody takes it. None: no gradient.
 
-        Where a pass gave none, what the other side of its addition has stands alone.
-        """
-        partial = {node: self._spilled.take(name, node) for node in self._nodes()}
-        for level in range(self._height):
-            for index in {index for at, index in partial if at == level}:
-                mine = partial.pop((level, index))
-        raise NotImplementedError
+class SpilledInMemory:
+    """Keeps them in memory."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, dict[Node, Tensor]] = {}
+
+    def put(self, name: str, node: Node, gradient_Z: Tensor) -> None:
+        self._kept.setdefault(name, {})[node] = gradient_Z
+
+    def take(self, name: str, node: Node) -> Tensor | None:
+        return self._kept.get(name, {}).pop(node, None)
+
+    def drop(self, name: str) -> None:
+        self._kept.pop(name, None)
+
+
+def _height(count: int) -> int:
+    # Of the smallest binary tree with so many leaves.
+    return (count - 1).bit_length()
