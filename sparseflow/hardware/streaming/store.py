@@ -131,6 +131,10 @@ class Store:
         """True = kept."""
         return self._now[name].mask()
 
+    def keys(self, name: str) -> tuple[str, ...]:
+        """Of the optimizer state beside the values."""
+        return self._now[name].record.keys
+
     def steps(self, name: str) -> int:
         """How many updates a parameter has had."""
         return self._now[name].record.steps
