@@ -26,7 +26,7 @@ from sparseflow.atomic import sync_directory
 from sparseflow.hardware.streaming.slots import MappedFile, Memory, Pages, Traffic
 from sparseflow.hardware.streaming.store_folder import check_model, lock, mapped, sweep
 from sparseflow.hardware.streaming.store_making import check_weight, new_parameter, with_mask
-from sparseflow.hardware.streaming.store_manifest import NAME, Manifest, read_manifest
+from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, Manifest, read_manifest
 from sparseflow.hardware.streaming.store_parameter import Entry, StoredParameter
 from sparseflow.hardware.streaming.updates import Rule
 
@@ -43,6 +43,7 @@ class Store:
         self._now: dict[str, StoredParameter] = {}
         # What the last commit holds, where a new mask has come since.
         self._before: dict[str, StoredParameter] = {}
+        self._scratches = 0
         self._unlock = None if folder is None else weakref.finalize(self, os.close, lock(folder))
 
     @classmethod
@@ -129,6 +130,10 @@ class Store:
     def mask(self, name: str) -> Tensor:
         """True = kept."""
         return self._now[name].mask()
+
+    def keys(self, name: str) -> tuple[str, ...]:
+        """Of the optimizer state beside the values."""
+        return self._now[name].record.keys
 
     def steps(self, name: str) -> int:
         """How many updates a parameter has had."""
@@ -226,6 +231,11 @@ class Store:
         for parameter in self._now.values():
             assert parameter.committed is not None
             parameter.record, parameter.torn = parameter.committed, False
+
+    def scratch(self, nbytes: int) -> Pages:
+        """Bytes beside the parameters, on the disk if they are there, for what does not outlast the process."""
+        self._scratches += 1
+        return self._make(f"{self._scratches:05d}{SCRATCH}", nbytes)
 
     def forget(self, names: Iterable[str]) -> None:
         """Has the system drop these parameters from memory, which reads them from the disk when they are next used."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sparseflow.hardware.streaming.slots import MappedFile
-from sparseflow.hardware.streaming.store_manifest import NAME, SUFFIX, Manifest, Record
+from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, SUFFIX, Manifest, Record
 
 
 def lock(folder: Path) -> int:
@@ -50,9 +50,9 @@ def mapped(folder: Path, record: Record) -> MappedFile:
 
 
 def sweep(folder: Path, records: Iterable[Record]) -> None:
-    """Removes what a process that died has left: files of parameters that are not these, and half a manifest."""
+    """Removes what a process that died has left: other parameters' files than these, and half a manifest."""
     known = {record.file for record in records}
     for path in sorted(folder.iterdir()):
-        left = path.name.endswith(SUFFIX) and path.name not in known
+        left = path.name.endswith((SUFFIX, SCRATCH)) and path.name not in known
         if left or (path.name.startswith(f".{NAME}.") and path.name.endswith(".tmp")):
             path.unlink()

@@ -13,7 +13,8 @@ from sparseflow.atomic import atomic_write
 
 NAME = "MANIFEST.json"
 VERSION = 1
-SUFFIX = ".tiles"
+# Of a parameter's file, and of one that does not outlast the process.
+SUFFIX, SCRATCH = ".tiles", ".scratch"
 
 _Count = Annotated[int, Field(ge=0)]
 
