@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware.streaming.scaling import LossScale
+from sparseflow.hardware.streaming.spill import Spill
 from sparseflow.hardware.streaming.store import Store
-from sparseflow.hardware.streaming.systems import Passes, Spilled, TreeSums
+from sparseflow.hardware.streaming.systems import Passes, TreeSums
 from sparseflow.hardware.streaming.updates import Rule, rule_of
 
 # A state of the store → what torch.optim calls it.
@@ -61,19 +62,24 @@ class StoreOptimizer(torch.optim.Optimizer):
         parameters: Mapping[nn.Parameter, tuple[str, StreamedParameter]],
         store: Store,
         passes: Passes,
-        spilled: Spilled | None,
+        spill: bool,
         scale: LossScale | None,
     ) -> None:
         groups = [{**group, "params": [parameters[p][1] for p in group["params"]]} for group in template.param_groups]
         super().__init__(groups, template.defaults)
         self.passes, self.scale_of_loss = passes, scale
         self._template, self._store = template, store
-        self._sums = None if spilled is None else TreeSums(passes, spilled)
+        self._sums = TreeSums(passes, Spill(store)) if spill else None
         self._names = {stand_in: name for name, stand_in in parameters.values()}
         self._stand_ins = {name: stand_in for name, stand_in in parameters.values()}
         # Name → the passes of this step whose gradient has come.
         self._came: dict[str, set[int]] = {}
         self._factor: Tensor | None = None
+
+    @property
+    def passes_come(self) -> int:
+        """How many passes of this step have given a gradient."""
+        return len({number for numbers in self._came.values() for number in numbers})
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call backward on: times the loss scale, where the format has one."""
@@ -91,11 +97,11 @@ class StoreOptimizer(torch.optim.Optimizer):
                 "optimizer.step() after each step's last backward, or pass sf.stream(..., micro_batches=) the number "
                 "of backward passes of a step"
             )
+        came.add(number)
         if self._sums is None:
             self._store.update(name, gradient_Z, self._rule(name))
         else:
             self._sums.add(name, number, gradient_Z)
-        came.add(number)
         self._stand_ins[name].taken = True
 
     @torch.no_grad()
@@ -146,7 +152,7 @@ class StoreOptimizer(torch.optim.Optimizer):
         names = [self._names[p] for group in self.param_groups for p in group["params"]]
         for index, name in enumerate(names):
             saved = state_dict["state"].get(index, {})
-            for key in self._keys(name):
+            for key in self._store.keys(name):
                 given = saved.get(_TORCH_KEYS.get(key, key))
                 self._store.put(name, torch.zeros(self._store.nnz(name)) if given is None else given, key)
             self._store.set_steps(name, int(saved.get("step", 0)))
@@ -154,11 +160,8 @@ class StoreOptimizer(torch.optim.Optimizer):
             self.scale_of_loss.load_state_dict(state_dict["loss_scale"])
 
     def _state_of(self, name: str) -> dict[str, Tensor]:
-        moments = {_TORCH_KEYS.get(key, key): self._store.state(name, key) for key in self._keys(name)}
+        moments = {_TORCH_KEYS.get(key, key): self._store.state(name, key) for key in self._store.keys(name)}
         return {"step": torch.tensor(float(self._store.steps(name))), **moments}
-
-    def _keys(self, name: str) -> tuple[str, ...]:
-        return self._store.parameter(name).record.keys
 
     def _rule(self, name: str) -> Rule:
         stand_in = self._stand_ins[name]
@@ -166,27 +169,25 @@ class StoreOptimizer(torch.optim.Optimizer):
         return rule_of(self._template, group)
 
     def _check_passes(self) -> None:
-        came = {number for numbers in self._came.values() for number in numbers}
-        if came and len(came) != self.passes.count:
+        came = self.passes_come
+        if came and came != self.passes.count:
             raise ValueError(
                 f"expected {self.passes.count} backward passes before step() ({self.passes.systems} systems with "
-                f"{self.passes.micro_batches} micro-batches each), got {len(came)}"
+                f"{self.passes.micro_batches} micro-batches each), got {came}"
             )
         if came and self.scale_of_loss is not None and not self.scale_of_loss.used:
             raise ValueError("this format needs a scaled loss: call optimizer.scale(loss).backward()")
 
     def _apply(self, sums: TreeSums) -> bool:
         """Whether the gradients were applied, and not skipped."""
-        if self.scale_of_loss is not None:
-            finite = all(gradient.isfinite().all() for _, gradient in self._totals(sums))
-            if not finite:
-                self.scale_of_loss.update(finite)
-                return False
+        scale = self.scale_of_loss
+        if scale is not None and not all(bool(gradient.isfinite().all()) for _, gradient in self._totals(sums)):
+            scale.update(finite=False)
+            return False
         for name, gradient in self._totals(sums):
             self._store.update(name, gradient if self._factor is None else gradient * self._factor, self._rule(name))
-            sums.drop(name)
-        if self.scale_of_loss is not None:
-            self.scale_of_loss.update(True)
+        if scale is not None:
+            scale.update(finite=True)
         return True
 
     def _totals(self, sums: TreeSums) -> Iterator[tuple[str, Tensor]]:

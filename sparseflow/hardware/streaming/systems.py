@@ -57,7 +57,11 @@ class Spilled(Protocol):
         ...
 
     def take(self, name: str, node: Node) -> Tensor | None:
-        """Gives a partial sum back and keeps it no longer; None where there is none."""
+        """Gives a partial sum back and keeps it no longer: a view until the next `put`; None where there is none."""
+        ...
+
+    def peek(self, name: str, node: Node) -> Tensor | None:
+        """As `take`, but keeps it."""
         ...
 
     def drop(self, name: str) -> None:
@@ -73,55 +77,28 @@ class TreeSums:
 
     def add(self, name: str, number: int, gradient_Z: Tensor) -> None:
         """Takes the gradient of a pass."""
-        self._rise(name, 0, number, gradient_Z, alone=False)
+        level, index, total = 0, number, gradient_Z
+        while (other := self._spilled.take(name, (level, index ^ 1))) is not None:
+            level, index, total = level + 1, index // 2, total + other
+        self._spilled.put(name, (level, index), total)
 
     def total(self, name: str) -> Tensor:
-        """The sum over the passes that gave a gradient, of which there is one at least; kept on until it is dropped.
+        """The sum over the passes that gave a gradient, of which there is one at least: a view until the next call.
 
         What a missing pass would be added to goes up the tree as it is.
         """
-        nodes = [(level, index) for level in range(self._height) for index in range(2 ** (self._height - level))]
-        for level, index in nodes:
-            mine = self._spilled.take(name, (level, index))
-            if mine is not None:
-                self._rise(name, level, index, mine, alone=True)
-        total = self._spilled.take(name, (self._height, 0))
+        for level in range(self._height):
+            for index in range(2 ** (self._height - level)):
+                if (mine := self._spilled.take(name, (level, index))) is not None:
+                    other = self._spilled.take(name, (level, index ^ 1))
+                    self._spilled.put(name, (level + 1, index // 2), mine if other is None else mine + other)
+        total = self._spilled.peek(name, (self._height, 0))
         assert total is not None, f"no gradient of {name!r} has come"
-        self._spilled.put(name, (self._height, 0), total)
         return total
 
     def drop(self, name: str) -> None:
         """Forgets what came for a parameter."""
         self._spilled.drop(name)
-
-    def _rise(self, name: str, level: int, index: int, total: Tensor, alone: bool) -> None:
-        while level < self._height:
-            other = self._spilled.take(name, (level, index ^ 1))
-            if other is not None:
-                total = total + other if index % 2 == 0 else other + total
-            elif not alone:
-                break
-            level, index = level + 1, index // 2
-            # Above, the other side may be there still.
-            if alone:
-                break
-        self._spilled.put(name, (level, index), total)
-
-
-class SpilledInMemory:
-    """Keeps them in memory."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, dict[Node, Tensor]] = {}
-
-    def put(self, name: str, node: Node, gradient_Z: Tensor) -> None:
-        self._kept.setdefault(name, {})[node] = gradient_Z
-
-    def take(self, name: str, node: Node) -> Tensor | None:
-        return self._kept.get(name, {}).pop(node, None)
-
-    def drop(self, name: str) -> None:
-        self._kept.pop(name, None)
 
 
 def _height(count: int) -> int:
