@@ -166,7 +166,7 @@ class Store:
         if key is not None:
             self._check_key(name, key)
         check_weight(name, (self.nnz(name),), values_Z)
-        self._now[name].put([values_Z])
+        self._now[name].put([values_Z], key)
 
     def set_steps(self, name: str, steps: int) -> None:
         """Sets how many updates a parameter has had, as where an optimizer's state is loaded."""
