@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,3 +60,17 @@ def contents(store: Store) -> dict[str, object]:
         "digest": store.digest,
         "sections": {name: [tensor.tolist() for tensor in tensors] for name, tensors in sections.items()},
     }
+
+
+def fewest_bytes(mask: Tensor, value_bytes: int, columns: int, places: int) -> int:
+    """Σ over tiles of min(CSR, dense), of the mask alone."""
+    matrix = mask.reshape(1, -1) if mask.dim() < 2 else mask.reshape(len(mask), math.prod(mask.shape[1:]))
+    if not matrix.numel():
+        return 0
+    height = max(1, places // matrix.shape[1]) if matrix.shape[1] <= columns else 1
+    total = 0
+    for band in matrix.split(height):
+        for tile in band.split(columns, dim=1):
+            csr = int(tile.sum()) * (value_bytes + 2) + 4 * (len(tile) + 1)
+            total += min(csr, tile.numel() * value_bytes)
+    return total

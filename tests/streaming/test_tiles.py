@@ -9,25 +9,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stored_weights import densities, random_mask, seeds, shapes, small_tiles
-from torch import Tensor
+from stored_weights import densities, fewest_bytes, random_mask, seeds, shapes, small_tiles
 
 from sparseflow.hardware.streaming import tiles
 from sparseflow.hardware.streaming.tiles import Tile
-
-
-def fewest_bytes(mask: Tensor, value_bytes: int, columns: int, places: int) -> int:
-    """Σ over tiles of min(CSR, dense), of the mask alone."""
-    matrix = mask.reshape(1, -1) if mask.dim() < 2 else mask.reshape(len(mask), math.prod(mask.shape[1:]))
-    if not matrix.numel():
-        return 0
-    height = max(1, places // matrix.shape[1]) if matrix.shape[1] <= columns else 1
-    total = 0
-    for band in matrix.split(height):
-        for tile in band.split(columns, dim=1):
-            csr = int(tile.sum()) * (value_bytes + 2) + 4 * (len(tile) + 1)
-            total += min(csr, tile.numel() * value_bytes)
-    return total
 
 
 @given(shapes, densities, seeds, st.sampled_from([2, 4]))

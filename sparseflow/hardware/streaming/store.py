@@ -195,6 +195,11 @@ class Store:
         check_weight(f"the gradient of {name}", (self.nnz(name),), gradient_Z)
         self._now[name].update(gradient_Z, rule)
 
+    def verify(self) -> None:
+        """Reads the index of every parameter. `ValueError` that names one which is not what was written."""
+        for parameter in self._now.values():
+            parameter.verify()
+
     def end_step(self) -> None:
         """Counts a step of the optimizer."""
         self._step += 1
