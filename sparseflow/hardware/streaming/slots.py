@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Sequence
@@ -188,8 +189,8 @@ def no_room(error: OSError, path: Path, needed: int) -> OSError:
     """The same error, which also says for what and for how many bytes there was no room."""
     return OSError(
         error.errno,
-        f"no room for {needed} bytes in {path}: {error.strerror}; what was committed before is intact. Make room, and "
-        "go on from there",
+        f"no room for {needed} bytes in {path}: {error.strerror}; {shutil.disk_usage(path.parent).free} are free on its "
+        "disk. What was committed before is intact: make room, and go on from there",
     )
 
 

@@ -166,7 +166,7 @@ class Store:
         if key is not None:
             self._check_key(name, key)
         check_weight(name, (self.nnz(name),), values_Z)
-        self._now[name].put([values_Z])
+        self._now[name].put([values_Z], key)
 
     def set_steps(self, name: str, steps: int) -> None:
         """Sets how many updates a parameter has had, as where an optimizer's state is loaded."""
@@ -194,6 +194,11 @@ class Store:
             )
         check_weight(f"the gradient of {name}", (self.nnz(name),), gradient_Z)
         self._now[name].update(gradient_Z, rule)
+
+    def verify(self) -> None:
+        """Reads the index of every parameter. `ValueError` that names one which is not what was written."""
+        for parameter in self._now.values():
+            parameter.verify()
 
     def end_step(self) -> None:
         """Counts a step of the optimizer."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from sparseflow.hardware.streaming.slots import MappedFile
 from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, SUFFIX, Manifest, Record
 
+_NONE = "no parameter"
+
 
 def lock(folder: Path) -> int:
     """A descriptor that keeps other stores out of the folder until it is closed. `ValueError` where one is in it."""
@@ -28,11 +30,11 @@ def check_model(folder: Path, manifest: Manifest, shapes: Mapping[str, tuple[int
     """`ValueError` that names the first difference unless the store has exactly these parameters."""
     stored = {record.name: record.shape for record in manifest.parameters}
     for name in sorted(stored.keys() | shapes.keys()):
-        has, expected = stored.get(name), shapes.get(name)
-        if has is None or expected is None or tuple(has) != tuple(expected):
+        has, expected = stored.get(name, _NONE), shapes.get(name, _NONE)
+        if has != expected:
             raise ValueError(
-                f"{folder} is the store of another model: for {name!r}, it has {has or 'no parameter'} and the model "
-                f"{expected or 'no parameter'}; open it with the model that it was made for, or make a new store"
+                f"{folder} is the store of another model: for {name!r}, it has {has} and the model {expected}; open it "
+                "with the model that it was made for, or make a new store"
             )
 
 

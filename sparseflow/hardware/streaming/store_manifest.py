@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sparseflow.atomic import atomic_write
+from sparseflow.hardware.streaming.slots import no_room
 
 NAME = "MANIFEST.json"
 VERSION = 1
@@ -61,11 +62,14 @@ class Manifest(BaseModel):
         return hashlib.sha256(json.dumps(model, separators=(",", ":")).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Makes this what the folder holds, at once or not at all, and returns when it outlasts a power cut."""
+        """Makes this what the folder holds, at once or not at all, and returns once it outlasts a power cut."""
         fields = {"version": VERSION, "digest": self.digest, **self.model_dump(mode="json")}
         text = json.dumps({**fields, "sha256": _sha256(fields)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        with atomic_write(folder / NAME) as file:
-            file.write(text.encode())
+        try:
+            with atomic_write(folder / NAME) as file:
+                file.write(text.encode())
+        except OSError as error:
+            raise no_room(error, folder / NAME, len(text)) from error
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -79,6 +80,16 @@ class StoredParameter:
                 part = flat[tile.place : tile.place + tile.places].zero_()
                 part[torch.from_numpy(kept)] = True
         return flat.view(self.record.shape)
+
+    def verify(self) -> None:
+        """`ValueError` where the index is not what was written."""
+        self._traffic.add(read=self._layout.index_bytes)
+        expected = self.record.index_sha256
+        if expected is not None and hashlib.sha256(self._index).hexdigest() != expected:
+            raise ValueError(
+                f"{self.record.file}, with {self.record.name!r}: expected an index with the sha256 {expected}, got "
+                "another; the store is damaged, restore it from a copy"
+            )
 
     def index_of(self, tile: Tile) -> NDArray[np.uint8]:
         """The index of one tile: a view, only to be read."""

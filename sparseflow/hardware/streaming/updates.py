@@ -102,7 +102,7 @@ def rule_of(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> Rule:
     """
     for option in _REFUSED:
         if group.get(option):
-            raise ValueError(f"a store cannot run {type(optimizer).__name__} with {option}=True; it can {_CHOICES}")
+            raise ValueError(f"a store cannot run {type(optimizer).__name__} with {option}=True; it can run {_CHOICES}")
     if type(optimizer) is torch.optim.SGD:
         lr, momentum, dampening, decay = (float(group[name]) for name in _SGD)
         return SGD(lr, momentum, dampening, decay, group["nesterov"], group["maximize"])
