@@ -43,11 +43,9 @@ class Masked:
             parameter[self.masks[name]] = self.values[name]
 
 
-def random_masks(model: nn.Module, density: float, among: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """For every parameter of two or more dimensions that is asked for."""
+def random_masks(model: nn.Module, density: float) -> dict[str, Tensor]:
+    """For every parameter of two or more dimensions."""
     generator = torch.Generator().manual_seed(7)
     return {
-        name: torch.rand(p.shape, generator=generator) < density
-        for name, p in model.named_parameters()
-        if p.dim() >= 2 and among(name)
+        name: torch.rand(p.shape, generator=generator) < density for name, p in model.named_parameters() if p.dim() >= 2
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,9 +100,7 @@ NETWORKS = {
     "GPT-2": Network(gpt2, _tokens),
     "Llama": Network(llama, _tokens),
     "attention": Network(Attends, _sequences),
-    "encoder layer": Network(
-        lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), _sequences
-    ),
+    "encoder layer": Network(lambda: nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), _sequences),
     "shared": Network(Shared, _sequences),
     "LSTM": Network(lambda: nn.LSTM(8, 6, batch_first=True), _sequences),
 }

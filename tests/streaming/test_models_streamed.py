@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from streamed_networks import NETWORKS
 from masked_reference import Masked, random_masks
+from streamed_networks import NETWORKS
 
 from sparseflow.hardware.streaming.model import stream, stream_of
 from sparseflow.testing.closeness import same_bits

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+
+# Numbers: filling takes longer than two threads of Python waiting for each other.
+_WORTH_A_THREAD = 2**17
 
 # Fills a buffer with a unit's numbers.
 Fill = Callable[[str, Tensor], None]
@@ -24,15 +27,16 @@ class _Buffer:
     loans: list[StorageWeakRef] = field(default_factory=list)
 
     def busy(self) -> bool:
-        self.loans = [loan for loan in self.loans if not loan.expired()]
+        self.loans = [loan for loan in self.loans if not loan.expired()]  # type: ignore[no-untyped-call]
         return bool(self.loans)
 
     def lend(self) -> Tensor:
         if self.filling is not None:
             self.filling.result()
             self.filling = None
-        loan = torch.from_dlpack(self.memory)
-        self.loans.append(StorageWeakRef(loan.untyped_storage()))
+        loan = torch.utils.dlpack.from_dlpack(self.memory)
+        end = StorageWeakRef(loan.untyped_storage())  # type: ignore[no-untyped-call]
+        self.loans.append(end)
         return loan
 
     def clear(self) -> None:
@@ -44,14 +48,15 @@ class _Buffer:
 class Buffers:
     """Two, each as long as the longest unit. What nobody holds any more makes room for the next unit.
 
-    fill: called for one unit at a time, from a thread of its own where the order of the units is known already: the
-    order of one pass in one direction is expected of the next.
+    units: how many numbers each has. fill: called for one unit at a time; from a thread of its own where the order of
+    the units is known already: the order of one pass in one direction is expected of the next.
     """
 
-    def __init__(self, numel: int, device: torch.device, fill: Fill) -> None:
+    def __init__(self, units: Mapping[str, int], device: torch.device, fill: Fill) -> None:
+        longest = max([1, *units.values()])
         # The one that was lent longest ago comes first.
-        self._buffers = [_Buffer(torch.empty(numel, device=device)) for _ in range(2)]
-        self._fill = fill
+        self._buffers = [_Buffer(torch.empty(longest, device=device)) for _ in range(2)]
+        self._units, self._fill = units, fill
         self._thread: ThreadPoolExecutor | None = None
         self._seen: list[str] = []
         self._expected: dict[str, list[str]] = {}
@@ -115,6 +120,8 @@ class Buffers:
         if len(expected) <= place or expected[place - 1] != self._seen[-1]:
             return
         following = expected[place]
+        if self._units[following] < _WORTH_A_THREAD:
+            return
         free = [buffer for buffer in self._buffers if not buffer.busy()]
         if not free or self._holding(following) is not None:
             return

@@ -9,7 +9,6 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.streaming.units import Unit
 
 _OWNER = "_sparseflow_stream"
@@ -54,8 +53,8 @@ class StreamedModule(nn.Module):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         raise TypeError(
-            f"a streamed {_kind(self).__name__} cannot be copied: its weights lie in a store, which one model has; save "
-            "model.state_dict() and load it into another model"
+            f"a streamed {_kind(self).__name__} cannot be copied: its weights lie in a store, which one model has; "
+            "save model.state_dict() and load it into another model"
         )
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -76,7 +75,7 @@ class StreamedModule(nn.Module):
             for suffix, tensor in _owner(self).saved(unit, key).items():
                 destination[prefix + key + suffix] = tensor
         with _hidden(self):
-            super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+            super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -108,7 +107,10 @@ def adopt(module: nn.Module, unit: Unit | None, owner: Owner, root: bool) -> Non
     """Makes the module one of a streamed model. unit: what it holds, if it has parameters. root: the whole model."""
     keys = () if unit is None else tuple(unit.weights)
     module.__dict__[_OWNER] = (owner, unit)
-    module.__class__ = _streamed(type(module), keys, root)
+    made = type(module), keys, root
+    if made not in _MADE:
+        _MADE[made] = _streamed(*made)
+    module.__class__ = _MADE[made]
 
 
 def owner_of(module: nn.Module) -> Owner | None:
@@ -117,7 +119,9 @@ def owner_of(module: nn.Module) -> Owner | None:
     return None if found is None else cast(Owner, found[0])
 
 
-@functools.cache
+_MADE: dict[tuple[type[nn.Module], tuple[str, ...], bool], type[nn.Module]] = {}
+
+
 def _streamed(kind: type[nn.Module], keys: tuple[str, ...], root: bool) -> type[nn.Module]:
     body: dict[str, Any] = {key: property(functools.partial(_fetched, key=key)) for key in keys}
     if root:

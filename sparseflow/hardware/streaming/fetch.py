@@ -1,8 +1,8 @@
 """Weights as autograd sees them: made when asked for, forgotten at once, and asked for again by backward.
 
-A weight is the output of `_Fetch`, so that no leaf keeps it; what autograd saves of it is only where it lay. All uses of
-one parameter in one pass hang on one `_Gate`, a tensor of the weight's shape that has no memory: autograd adds up their
-gradients there, and the sum leaves when the last of them has come.
+A weight is the output of `_Fetch`, so that no leaf keeps it; what autograd saves of it is only where it lay. All uses
+of one parameter in one pass hang on one `_Gate`, a tensor of the weight's shape that has no memory: autograd adds up
+their gradients there, and the sum leaves when the last of them has come.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lender(Protocol):
 
 
 def gate(anchor: Tensor, shape: tuple[int, ...], sink: Sink) -> Tensor:
-    """A tensor of that shape without memory, whose gradient goes to `sink`. anchor: any tensor that needs a gradient."""
+    """A tensor of that shape without memory, whose gradient goes to `sink`. anchor: a scalar that needs one."""
     return cast(Tensor, _Gate.apply(anchor, shape, sink))  # type: ignore[no-untyped-call]
 
 
@@ -52,7 +52,7 @@ def forgetting(lender: Lender) -> AbstractContextManager[None]:
         unit = lender.unit_at(tensor.untyped_storage().data_ptr())
         if unit is None:
             return _Kept(tensor, tensor._version)
-        return _Where(unit, tuple(tensor.shape), tensor.stride(), tensor.storage_offset())
+        return _Where(unit, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
 
     def unpack(saved: _Where | _Kept) -> Tensor:
         if isinstance(saved, _Where):

@@ -27,7 +27,7 @@ class StreamedParameter(nn.Parameter):
     taken: bool
 
     @property
-    def grad(self) -> None:  # type: ignore[override]
+    def grad(self) -> None:
         """None. `ValueError` between backward and step, so that nobody takes it for zero."""
         if self.taken:
             raise ValueError(
@@ -138,7 +138,7 @@ class StoreOptimizer(torch.optim.Optimizer):
         self._clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """As of the torch optimizer; tensors are as long as the kept values, in canonical order, and only to be read."""
+        """As of the torch optimizer; tensors have the kept values only, in canonical order, and are only to be read."""
         found = super().state_dict()
         names = [self._names[p] for group in self.param_groups for p in group["params"]]
         found["state"] = {i: self._state_of(name) for i, name in enumerate(names) if self._store.steps(name)}
@@ -146,7 +146,7 @@ class StoreOptimizer(torch.optim.Optimizer):
             found["loss_scale"] = self.scale_of_loss.state_dict()
         return found
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave for the same masks; what it has nothing for begins anew."""
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         names = [self._names[p] for group in self.param_groups for p in group["params"]]

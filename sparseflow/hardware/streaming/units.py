@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,9 +69,7 @@ def every_name(model: nn.Module) -> dict[str, str]:
     return {unwrapped(name): first[id(p)] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def initial_weights(
-    units: list[Unit], initialise: Callable[[nn.Module], None] | None
-) -> Iterator[tuple[str, Tensor]]:
+def initial_weights(units: list[Unit], initialise: Callable[[nn.Module], None] | None) -> Iterator[tuple[str, Tensor]]:
     """Each parameter once, by name. A unit on the meta device is made real, initialised, and let go again.
 
     `initialise` does that for one module; None: its own `reset_parameters`. `ValueError` where it has none.
@@ -88,6 +87,20 @@ def initial_weights(
                 yield weight.name, parameter.detach()
         if made:
             unit.module._parameters.update(parameters)
+
+
+def check_mask(name: str, mask: Tensor, shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str]) -> None:
+    """`ValueError` for a mask of another name, shape or dtype. aliases: other names of tied parameters."""
+    if name not in shapes:
+        tied = aliases.get(name)
+        near = difflib.get_close_matches(name, shapes, n=1)
+        hint = f"it is tied to {tied!r}; give that one the mask" if tied else f"nearest: {near}" if near else ""
+        raise ValueError(f"mask {name!r} names no parameter of the model; {hint}")
+    if tuple(mask.shape) != shapes[name] or mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask {name!r}: expected a bool tensor (True = kept) of shape {shapes[name]}, got {mask.dtype} of shape "
+            f"{tuple(mask.shape)}"
+        )
 
 
 def _make(unit: Unit, initialise: Callable[[nn.Module], None] | None) -> None:
