@@ -46,8 +46,9 @@ class StreamedModule(nn.Module):
         unit = _unit_of(self)
         if unit is not None and name in unit.weights:
             raise AttributeError(
-                f"{name!r} of {unit.name!r} lives in a store: write it with stream_of(model).write({unit.name!r} + "
-                f"'.{name}', tensor), and freeze it through model.named_parameters()"
+                f"{name!r} of {unit.name!r} lives in a store: write it with "
+                f"stream_of(model).write({unit.weights[name].name!r}, tensor), and freeze it through "
+                "model.named_parameters()"
             )
         super().__setattr__(name, value)
 

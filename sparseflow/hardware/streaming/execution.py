@@ -55,7 +55,7 @@ class Stream:
         self._running = self._backward = self._trains = False
         # How often weights were written by others than the optimizer.
         self._writes = 0
-        self._pass = _Pass(self._weights_now)
+        self._pass = self._last = _Pass(self._weights_now)
         # By parameter: where the gradients of this pass come together.
         self._gates: dict[str, Tensor] = {}
         self._model = cast("Callable[[], nn.Module]", weakref.ref(model))
@@ -106,9 +106,10 @@ class Stream:
         if self._running:
             return forward(*args, **kwargs)
         _refuse_autocast(self.device)
-        self._trains = torch.is_grad_enabled()
+        self._trains, self._backward = torch.is_grad_enabled(), False
         self._echo.end_step()
-        self._pass, self._gates, self._backward = _Pass(self._weights_now), {}, False
+        self._renew_pass(self._pass.ran)
+        self._pass.ran, self._last = True, self._pass
         self.buffers.begin("forward")
         with ExitStack() as stack:
             stack.enter_context(_slow_attention())
@@ -168,9 +169,16 @@ class Stream:
         return self.buffers.lend(unit)
 
     def _gate(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        if not self._running:
+            self._renew_pass(self._pass.number is not None)
         if name not in self._gates:
             self._gates[name] = gate(self._anchor, shape, _sink(self, name, self._pass))
         return self._gates[name]
+
+    def _renew_pass(self, over: bool) -> None:
+        # What is used before a forward belongs to its pass, and so does what is used after it.
+        if over or self._pass.weights != self._weights_now:
+            self._pass, self._gates = _Pass(self._weights_now), {}
 
     def _receive(self, name: str, source: _Pass, gradient: Tensor) -> None:
         if source.weights != self._weights_now:
@@ -184,7 +192,7 @@ class Stream:
         self.optimizer.receive(name, source.number, gradient_Z)
 
     def _fill(self, name: str, memory: Tensor) -> None:
-        passes, number = self.optimizer.passes, self._pass.number
+        passes, number = self.optimizer.passes, self._last.number
         system = passes.system(self.optimizer.passes_come if number is None else number)
         # The weights leave once for all systems, as the first one asks for them.
         channel = self._echo if system or not self._trains else self.channel
@@ -241,6 +249,7 @@ class _Pass:
     """A forward of the model and its backward. weights: which they were. number: in its step, from backward on."""
 
     weights: tuple[int, int]
+    ran: bool = False
     number: int | None = None
 
 
