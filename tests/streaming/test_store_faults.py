@@ -58,7 +58,7 @@ def test_damaged_index(folder: Path) -> None:
     path.write_bytes(content)
     with (
         Store.open(folder) as store,
-        pytest.raises(ValueError, match=r"00000-0.tiles.*'fc.weight'.*expected an index .* damaged"),
+        pytest.raises(ValueError, match=r"00000-0.tiles, with 'fc.weight': expected an index .* is damaged"),
     ):
         store.verify()
 
@@ -136,9 +136,7 @@ def test_wrong_entries_leave_nothing(tmp_path: Path, entry: Entry, message: str)
 
 def test_no_such_state(folder: Path) -> None:
     with Store.open(folder) as store:
-        with pytest.raises(
-            ValueError, match=r"'fc.bias' has no optimizer state 'momentum'; available: exp_avg, exp_avg_"
-        ):
+        with pytest.raises(ValueError, match=r"'fc.bias' has no optimizer state 'momentum'; available: exp_avg"):
             store.state("fc.bias", "momentum")
         with pytest.raises(ValueError, match=r"expected torch.float32 of shape \(60,\) on the CPU, got .*\(61,\)"):
             store.put("fc.bias", torch.ones(61))
@@ -148,7 +146,7 @@ def test_no_such_state(folder: Path) -> None:
 
 def test_full_disk_while_it_is_made(tmp_path: Path, limited_files: Callable[[int], None]) -> None:
     limited_files(20_000)
-    with pytest.raises(OSError, match=r"no room for \d+ bytes in .*00000-0.tiles: File too large; .* \d+ are free"):
+    with pytest.raises(OSError, match=r"no room for \d+ bytes in .*00000-0.tiles: File too large; \d+ are free"):
         made(tmp_path / "store", WEIGHTS, MASKS)
     assert list((tmp_path / "store").iterdir()) == []
 

@@ -187,10 +187,11 @@ def data_bytes(data: Tensor | bytes) -> int:
 
 def no_room(error: OSError, path: Path, needed: int) -> OSError:
     """The same error, which also says for what and for how many bytes there was no room."""
+    free = shutil.disk_usage(path.parent).free
     return OSError(
         error.errno,
-        f"no room for {needed} bytes in {path}: {error.strerror}; {shutil.disk_usage(path.parent).free} are free on its "
-        "disk. What was committed before is intact: make room, and go on from there",
+        f"no room for {needed} bytes in {path}: {error.strerror}; {free} are free on its disk. What was "
+        "committed before is intact: make room, and go on from there",
     )
 
 

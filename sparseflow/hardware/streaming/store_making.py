@@ -14,7 +14,7 @@ from sparseflow.hardware.streaming import tiles
 from sparseflow.hardware.streaming.slots import Pages, Traffic
 from sparseflow.hardware.streaming.store_manifest import Record
 from sparseflow.hardware.streaming.store_parameter import Entry, StoredParameter, layout_of
-from sparseflow.hardware.streaming.tiles import POINTER, Tile
+from sparseflow.hardware.streaming.tiles import POINTER, Tile, encode
 
 # A new file of that name and size, all zeros.
 MakePages = Callable[[str, int], Pages]
@@ -90,7 +90,7 @@ def _write_index(pages: Pages, grid: tuple[Tile, ...], mask: Tensor) -> str:
     pages.write(0, head)
     flat = mask.reshape(-1).numpy()
     for tile in grid:
-        part = tiles.encode(tile, flat[tile.place : tile.place + tile.places])
+        part = encode(tile, flat[tile.place : tile.place + tile.places])
         sha256.update(part)
         pages.write(tile.offset, part)
     return sha256.hexdigest()

@@ -85,7 +85,7 @@ class StoredParameter:
         """`ValueError` where the index is not what was written."""
         self._traffic.add(read=self._layout.index_bytes)
         expected = self.record.index_sha256
-        if expected is not None and hashlib.sha256(self._index).hexdigest() != expected:
+        if expected is not None and hashlib.sha256(self._index.data).hexdigest() != expected:
             raise ValueError(
                 f"{self.record.file}, with {self.record.name!r}: expected an index with the sha256 {expected}, got "
                 "another; the store is damaged, restore it from a copy"
