@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 
 from sparseflow.hardware.wafer.layer import Wafer
 from sparseflow.hardware.wafer.published import BERT_512, BERT_1024, Run
 from sparseflow.hardware.wafer.step import Prediction, predict
-from sparseflow.hardware.wafer.systems import CS2, System, find_system
+from sparseflow.hardware.wafer.systems import CS2, find_system
 
 
 @cache
@@ -25,17 +24,15 @@ def fit() -> tuple[float, float]:
     """(utilisation, fixed seconds) with which both calibration runs come out exactly."""
     ideal = Wafer(CS2)
     steps = [(run, predicted_step(run, ideal)) for run in (BERT_1024, BERT_512)]
-    (long, long_step), (short, short_step) = steps
-    # At full utilisation neither is bound by I/O, and slower cores change nothing about that: work is all that scales.
+    # At full utilisation neither is bound by I/O, and of a step only the cores' work scales with it.
     scaled = [_scaling(step) for _, step in steps]
-    utilisation = (scaled[0] - scaled[1]) / (
-        long.step_seconds - short.step_seconds - (_rest(long_step) - _rest(short_step))
-    )
-    return utilisation, long.step_seconds - scaled[0] / utilisation - _rest(long_step)
+    left = [run.step_seconds - _rest(step) for run, step in steps]
+    utilisation = (scaled[0] - scaled[1]) / (left[0] - left[1])
+    return utilisation, left[0] - scaled[0] / utilisation
 
 
 def analytic() -> tuple[float, float]:
-    """(operations a second, fixed seconds) of the simplest model, step = fixed + operations / rate, by the same runs."""
+    """(operations a second, fixed seconds) by the same runs of the simplest model, fixed + operations / rate."""
     long, short = BERT_1024, BERT_512
     work = [run.batch * run.transformer.training_flops() for run in (long, short)]
     rate = (work[0] - work[1]) / (long.step_seconds - short.step_seconds)
@@ -53,11 +50,6 @@ def predicted_step(run: Run, machine: Wafer | None = None) -> Prediction:
     """The model's step of a published run."""
     chosen = machine or wafer(run.system)
     return predict(run.transformer.network(), run.batch, chosen, systems=run.systems)
-
-
-def on(system: System, base: Wafer) -> Wafer:
-    """The same suppositions on another machine."""
-    return replace(base, system=system)
 
 
 def _scaling(step: Prediction) -> float:

@@ -1,9 +1,9 @@
 """Closed forms for one layer and pass on a wafer: cycles of AXPYs, of partial sums and of wafer I/O, and which binds.
 
 Y = W X with W of O rows and I columns. The features of X are shared out over the grid's lines, its tokens over the
-columns; a core holds I / lines features of t = ceil(tokens / columns) tokens. Each nonzero goes to all cores of the line
-that holds its feature, and is one AXPY of length t there; after a row's last weight the partial sums of the lines are
-chained. What a weight costs is c = max(1, task + ceil(t / fmacs)) cycles, and
+columns; a core holds I / lines features of t = ceil(tokens / columns) tokens. Each nonzero goes to all cores of the
+line that holds its feature, and is one AXPY of length t there; after a row's last weight the partial sums of the lines
+are chained. What a weight costs is c = max(1, task + ceil(t / fmacs)) cycles, and
 
     AXPYs      λ · nnz / lines · c           λ: the busiest line's weights over the mean
     reduction  O · (reduce + t / adds)       not made less by sparsity
@@ -156,7 +156,7 @@ def stream_bytes(layer: Layer, kernel: Kernel, transposed: bool = False) -> floa
 
 
 def run_pass(layer: Layer, name: PassName, tokens: int, grid: Grid, wafer: Wafer, dense_gradient: bool = False) -> Pass:
-    """One pass of a layer over `tokens` tokens. `dense_gradient`: wgrad at every place, as RigL needs on its updates."""
+    """One pass of a layer over `tokens` tokens. `dense_gradient`: wgrad at every place, as RigL needs to update."""
     system, kernel = wafer.system, wafer.kernel
     rows, features = (layer.inputs, layer.outputs) if name == "dgrad" else (layer.outputs, layer.inputs)
     nnz = layer.weights if dense_gradient and name == "wgrad" else layer.nnz

@@ -24,8 +24,8 @@ _ENTER, _COMPUTED, _ADDED, _PARTIAL, _SCALAR = range(5)
 
 @dataclass(frozen=True)
 class Simulated:
-    """What a pass took, in cycles. `busy` and `stalled` are those of each core, (lines, columns): computing, and waiting
-    between its first and its last work. `hops` counts wavelets that went from one core to the next.
+    """What a pass took, in cycles. `busy` and `stalled` are those of each core, (lines, columns): computing, and
+    waiting between its first and its last work. `hops` counts wavelets that went from one core to the next.
     """
 
     cycles: float
@@ -53,8 +53,8 @@ def simulate(
     lines = counts.shape[1]
     if not (0 < lines <= LARGEST and 0 < columns <= LARGEST):
         raise ValueError(f"expected a grid of 1 to {LARGEST} lines and columns, got {lines} × {columns}")
-    if kernel.overlap not in (0, 1):
-        raise ValueError(f"the simulation overlaps a reduction wholly or not: expected 0 or 1, got {kernel.overlap}")
+    if float(kernel.overlap) not in (0.0, 1.0):
+        raise ValueError(f"the simulation overlaps a reduction wholly or not: expected 0 or 1, got {kernel.overlap:g}")
     return _Grid(counts, columns, tokens, fmacs, wavelets_per_cycle, kernel, gradient).run()
 
 
@@ -116,7 +116,7 @@ class _Grid:
         self.rows = 0 if gradient else counts.shape[0]
         self.depth, self.buffers = int(kernel.queue), int(kernel.rows)
         # One server for AXPYs and reductions, or one each.
-        self.shared = kernel.overlap == 0
+        self.shared = float(kernel.overlap) == 0.0
         self.cores = _connected(self.lines, columns, tokens, fmacs, kernel)
         self.streams = _streams(counts, wavelets_per_cycle, commands=not gradient)
         self.wavelets = sum(len(stream) for stream in self.streams)
@@ -239,7 +239,7 @@ class _Grid:
 
 def _connected(lines: int, columns: int, tokens: int, fmacs: int, kernel: Kernel) -> list[_Core]:
     """The cores line by line; the first columns hold one token more where they do not divide evenly."""
-    cores = []
+    cores: list[_Core] = []
     for line in range(lines):
         for column in range(columns):
             held = tokens // columns + (column < tokens % columns)

@@ -20,8 +20,8 @@ class Sourced(float):
         number.source = source
         return number
 
-    def __getnewargs__(self) -> tuple[float, str]:
-        return float(self), self.source
+    def __reduce__(self) -> tuple[type[Sourced], tuple[float, str]]:
+        return Sourced, (float(self), self.source)
 
 
 @dataclass(frozen=True)
