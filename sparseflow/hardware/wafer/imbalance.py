@@ -28,5 +28,6 @@ def expected_imbalance(nnz: float, density: float, features: int, lines: int) ->
     """
     most = nnz * ceil(features / lines) / features
     if lines > 1:
-        most += sqrt(2 * log(lines) * most * (1 - density))
+        # No line has more than all of its weights.
+        most = min(most / density, most + sqrt(2 * log(lines) * most * (1 - density)))
     return most * lines / nnz

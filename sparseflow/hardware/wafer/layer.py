@@ -18,14 +18,13 @@ The mapping follows Hot Chips 33, slides 20 and 29 to 31, and Hot Chips 34, as t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import ceil, prod
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Literal
 
 from sparseflow.hardware.wafer.imbalance import expected_imbalance
 from sparseflow.hardware.wafer.kernel import Kernel
 from sparseflow.hardware.wafer.systems import System
-from sparseflow.hardware.workload import Workload
 
 PassName = Literal["forward", "dgrad", "wgrad"]
 Limit = Literal["compute", "reduction", "wafer I/O"]
@@ -34,10 +33,11 @@ PASSES: tuple[PassName, ...] = ("forward", "dgrad", "wgrad")
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix, `count` times in the model.
+    """One weight matrix, `count` times in the model, used at `tokens` places of each sample.
 
-    `imbalance` is λ; None: what a random mask of this density is expected to have. Where not `whole_output`, the
-    output is never on the wafer as a whole: the logits of a language model, made and consumed in slices.
+    `imbalance` is λ; None: what a random mask of this density is expected to have. A layer that is not `prunable` stays
+    dense. Where not `whole_output`, the output is never on the wafer as a whole: the logits of a language model, made
+    and consumed in slices.
     """
 
     name: str
@@ -45,14 +45,20 @@ class Layer:
     inputs: int
     density: float = 1.0
     count: int = 1
+    tokens: int = 1
     imbalance: float | None = None
+    prunable: bool = True
     whole_output: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"{self.name}: expected a density in (0, 1], got {self.density}")
-        if min(self.outputs, self.inputs, self.count) < 1:
+        if min(self.outputs, self.inputs, self.count, self.tokens) < 1:
             raise ValueError(f"{self.name}: expected sizes of 1 or more, got {self.outputs} × {self.inputs}")
+
+    def at(self, density: float, imbalance: float | None = None) -> Layer:
+        """The same layer at another density; itself where it is not pruned."""
+        return replace(self, density=density, imbalance=imbalance) if self.prunable else self
 
     @property
     def weights(self) -> int:
@@ -158,6 +164,8 @@ def stream_bytes(layer: Layer, kernel: Kernel, transposed: bool = False) -> floa
 def run_pass(layer: Layer, name: PassName, tokens: int, grid: Grid, wafer: Wafer, dense_gradient: bool = False) -> Pass:
     """One pass of a layer over `tokens` tokens. `dense_gradient`: wgrad at every place, as RigL needs to update."""
     system, kernel = wafer.system, wafer.kernel
+    # A column without a token would only be in the way.
+    grid = Grid(grid.lines, min(grid.columns, tokens))
     rows, features = (layer.inputs, layer.outputs) if name == "dgrad" else (layer.outputs, layer.inputs)
     nnz = layer.weights if dense_gradient and name == "wgrad" else layer.nnz
     uneven = layer.imbalance
@@ -206,11 +214,5 @@ def saturation_tokens(layer: Layer, grid: Grid, wafer: Wafer) -> int:
 
 def reduction_share(layer: Layer, tokens: int, grid: Grid, wafer: Wafer) -> float:
     """f: the reduction's share of a dense layer's forward pass. Sparsity alone speeds that up by less than 1 / f."""
-    dense = run_pass(Layer(layer.name, layer.outputs, layer.inputs), "forward", tokens, grid, wafer)
+    dense = run_pass(replace(layer, density=1.0, imbalance=None), "forward", tokens, grid, wafer)
     return 1 - dense.compute / dense.on_wafer
-
-
-def layer_of(work: Workload, name: str = "layer") -> tuple[Layer, int]:
-    """The layer of a workload, and its tokens a step: a convolution is the product over all its output pixels."""
-    outputs, inputs = work.shape[0], prod(work.shape[1:])
-    return Layer(name, outputs, inputs, work.density), max(1, work.positions)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparseflow.hardware.wafer.layer import Layer, Wafer, stream_bytes
+from sparseflow.hardware.wafer.network import Network
 from sparseflow.hardware.wafer.systems import Sourced
-from sparseflow.hardware.wafer.transformer import Network
 
 # Code, queues and buffers of a core. With it the published micro-batch of a 1.3B model, 132, just stays resident.
-CODE_BYTES = Sourced(3_000, "calibrated: model zoo's micro-batch of the 1.3B model must fit without spilling")
+CODE_BYTES = Sourced(4_000, "calibrated: model zoo's micro-batch of the 1.3B model must fit without spilling")
 _ACTIVATION_BYTES = 2
 # Value and two moments of AdamW in 32 bits, and a 16-bit column index.
 STORE_BYTES_A_WEIGHT = 14
@@ -19,7 +19,7 @@ STORE_BYTES_A_WEIGHT = 14
 class Memory:
     """Bytes on one wafer during a step, and in the store. Modelled.
 
-    `working` are inputs, outputs and their gradients of the running layer, `streams` two buffers for the layer with the
+    `working` are the activations of the running layer, `streams` two buffers for the layer with the
     most bytes, `saved` what lives from forward to backward, of which `spilled` has no room. Streams and store have room
     for the schedule's highest density.
     """
@@ -41,7 +41,7 @@ def memory(network: Network, micro_batch: int, wafer: Wafer, densest: float | No
     """The memory of a micro-batch. `densest` is the highest density that a schedule will have; by default today's."""
     capacity = wafer.system.cores * (wafer.system.core_bytes - CODE_BYTES)
     reserved = [_at_least(layer, densest) for layer in network.layers]
-    working = micro_batch * max(_working_bytes(layer, network.tokens) for layer in network.layers)
+    working = micro_batch * max(_working_bytes(layer) for layer in network.layers)
     streams = 2 * max(stream_bytes(layer, wafer.kernel) for layer in reserved)
     saved = micro_batch * network.saved_bytes
     spilled = min(saved, max(0.0, working + streams + saved - capacity))
@@ -76,13 +76,11 @@ def check_micro_batch(network: Network, micro_batch: int, wafer: Wafer, densest:
         )
 
 
-def _working_bytes(layer: Layer, tokens: int) -> float:
-    """Input and output of a sample, and the gradient of the input, which backward holds beside them."""
+def _working_bytes(layer: Layer) -> float:
+    """A sample's input and output of a layer; in backward the output's gradient, and the input or its gradient."""
     outputs = layer.outputs if layer.whole_output else 0
-    return tokens * (2 * layer.inputs + outputs) * _ACTIVATION_BYTES
+    return layer.tokens * (layer.inputs + outputs) * _ACTIVATION_BYTES
 
 
 def _at_least(layer: Layer, density: float | None) -> Layer:
-    if density is None or layer.density == 1 or density <= layer.density:
-        return layer
-    return Layer(layer.name, layer.outputs, layer.inputs, density, layer.count, None, layer.whole_output)
+    return layer if density is None or density <= layer.density else layer.at(density)

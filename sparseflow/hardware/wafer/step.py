@@ -15,8 +15,8 @@ from math import ceil, log
 from sparseflow.hardware.wafer.energy import Energy, energy
 from sparseflow.hardware.wafer.layer import PASSES, Grid, Layer, Limit, Pass, Wafer, run_pass
 from sparseflow.hardware.wafer.memory import Memory, check_micro_batch, largest_micro_batch, memory
+from sparseflow.hardware.wafer.network import Network
 from sparseflow.hardware.wafer.systems import Sourced
-from sparseflow.hardware.wafer.transformer import Network
 
 TREE_SECONDS = Sourced(1e-5, "assumed: one level of the broadcast and reduction tree, four ways wide")
 UPDATE_BYTES = Sourced(28, "derived: AdamW reads a gradient, reads and writes a value and two moments, 32 bits each")
@@ -133,10 +133,9 @@ def predict(
     micro_batches = ceil(share / micro_batch)
     micro_batch = ceil(share / micro_batches)
     check_micro_batch(network, micro_batch, wafer, densest)
-    tokens = micro_batch * network.tokens
     grids = [wafer.grid(lines)] if lines is not None else _grids(network, wafer)
     found = min(
-        (_passes(network.layers, tokens, grid, wafer, dense_gradient) for grid in grids),
+        (_passes(network.layers, micro_batch, grid, wafer, dense_gradient) for grid in grids),
         key=lambda passes: sum(count * one.seconds for count, one in passes[1]),
     )
     kept = memory(network, micro_batch, wafer, densest)
@@ -165,10 +164,10 @@ def _grids(network: Network, wafer: Wafer) -> Iterable[Grid]:
 
 
 def _passes(
-    layers: Iterable[Layer], tokens: int, grid: Grid, wafer: Wafer, dense_gradient: bool
+    layers: Iterable[Layer], samples: int, grid: Grid, wafer: Wafer, dense_gradient: bool
 ) -> tuple[Grid, tuple[tuple[int, Pass], ...]]:
     passes = [
-        (layer.count, run_pass(layer, name, tokens, grid, wafer, dense_gradient and layer.density < 1))
+        (layer.count, run_pass(layer, name, samples * layer.tokens, grid, wafer, dense_gradient))
         for layer in layers
         for name in PASSES
     ]

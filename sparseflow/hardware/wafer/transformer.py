@@ -9,20 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparseflow.hardware.wafer.layer import Layer
-
-_ACTIVATION_BYTES = 2
-
-
-@dataclass(frozen=True)
-class Network:
-    """What a step needs to know of a model. `dense_flops` are operations of a sample on activations alone, forward and
-    backward: attention scores. `saved_bytes` of a sample's activations live from forward to backward.
-    """
-
-    layers: tuple[Layer, ...]
-    tokens: int
-    dense_flops: float = 0.0
-    saved_bytes: float = 0.0
+from sparseflow.hardware.wafer.network import ACTIVATION_BYTES, Network
 
 
 @dataclass(frozen=True)
@@ -51,7 +38,7 @@ class Transformer:
         if self.gated:
             sizes["gate"] = (hidden, self.width)
         sizes["down"] = (self.width, hidden)
-        return tuple(Layer(name, *size, count=self.blocks) for name, size in sizes.items())
+        return tuple(Layer(name, *size, count=self.blocks, tokens=self.sequence) for name, size in sizes.items())
 
     @property
     def block_weights(self) -> int:
@@ -75,8 +62,7 @@ class Transformer:
         """The layers at a density of the blocks' weights. One tensor a block is saved, as where blocks are recomputed;
         the model does not charge for recomputing.
         """
-        pruned = [Layer(one.name, one.outputs, one.inputs, density, one.count, imbalance) for one in self.block_layers]
-        head = Layer("head", self.vocabulary, self.width, whole_output=False)
+        head = Layer("head", self.vocabulary, self.width, tokens=self.sequence, prunable=False, whole_output=False)
         attention = 3 * 4 * self.blocks * self.sequence * self.width * self.sequence
-        saved = self.blocks * self.width * self.sequence * _ACTIVATION_BYTES
-        return Network((*pruned, head), self.sequence, attention, saved)
+        saved = self.blocks * self.width * self.sequence * ACTIVATION_BYTES
+        return Network((*self.block_layers, head), attention, saved).at(density, imbalance)
