@@ -196,22 +196,6 @@ def run_pass(layer: Layer, name: PassName, tokens: int, grid: Grid, wafer: Wafer
     )
 
 
-def saturation_tokens(layer: Layer, grid: Grid, wafer: Wafer) -> int:
-    """The tokens of a step from which on no pass of the layer waits for the wafer's I/O."""
-
-    def bound(tokens: int) -> bool:
-        return any(run_pass(layer, name, tokens, grid, wafer).limit == "wafer I/O" for name in PASSES)
-
-    high = 1
-    while bound(high):
-        high *= 2
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if bound(middle) else (low, middle)
-    return high
-
-
 def reduction_share(layer: Layer, tokens: int, grid: Grid, wafer: Wafer) -> float:
     """f: the reduction's share of a dense layer's forward pass. Sparsity alone speeds that up by less than 1 / f."""
     dense = run_pass(replace(layer, density=1.0, imbalance=None), "forward", tokens, grid, wafer)

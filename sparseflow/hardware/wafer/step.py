@@ -13,7 +13,8 @@ from functools import cached_property
 from math import ceil, log
 
 from sparseflow.hardware.wafer.energy import Energy, energy
-from sparseflow.hardware.wafer.layer import PASSES, Grid, Layer, Limit, Pass, Wafer, run_pass
+from sparseflow.hardware.wafer.layer import Grid, Layer, Limit, Pass, Wafer
+from sparseflow.hardware.wafer.mapping import CountedPasses, fastest, grids
 from sparseflow.hardware.wafer.memory import Memory, check_micro_batch, largest_micro_batch, memory
 from sparseflow.hardware.wafer.network import Network
 from sparseflow.hardware.wafer.systems import Sourced
@@ -36,7 +37,7 @@ class Prediction:
     systems: int
     batch: int
     micro_batches: int
-    passes: tuple[tuple[int, Pass], ...]
+    passes: CountedPasses
     attention: float
     spill: float
     bubble: float
@@ -133,45 +134,22 @@ def predict(
     micro_batches = ceil(share / micro_batch)
     micro_batch = ceil(share / micro_batches)
     check_micro_batch(network, micro_batch, wafer, densest)
-    grids = [wafer.grid(lines)] if lines is not None else _grids(network, wafer)
-    found = min(
-        (_passes(network.layers, micro_batch, grid, wafer, dense_gradient) for grid in grids),
-        key=lambda passes: sum(count * one.seconds for count, one in passes[1]),
-    )
+    choices = grids(network.layers, wafer) if lines is None else [wafer.grid(lines)]
+    grid, passes = fastest(network.layers, micro_batch, choices, wafer, dense_gradient)
     kept = memory(network, micro_batch, wafer, densest)
     return Prediction(
         wafer,
         network,
-        found[0],
+        grid,
         systems,
         batch,
         micro_batches,
-        found[1],
+        passes,
         micro_batch * network.dense_flops / (wafer.system.peak_flops * wafer.utilisation),
-        _spill_seconds(found[1], kept, wafer),
+        _spill_seconds(passes, kept, wafer),
         _bubble(network.layers[0], systems, wafer),
         kept,
     )
-
-
-def _grids(network: Network, wafer: Wafer) -> Iterable[Grid]:
-    """One mapping serves all layers, since a layer's outputs lie as the next one's inputs. A line crosses the wafer, so
-    there are no more lines than a square of all cores has.
-    """
-    most = min(int(wafer.system.cores**0.5), *(min(one.inputs, one.outputs) for one in network.layers))
-    sizes = {1} | {base << power for base in (2, 3) for power in range(10)}
-    return [wafer.grid(lines) for lines in sorted(sizes) if lines <= most]
-
-
-def _passes(
-    layers: Iterable[Layer], samples: int, grid: Grid, wafer: Wafer, dense_gradient: bool
-) -> tuple[Grid, tuple[tuple[int, Pass], ...]]:
-    passes = [
-        (layer.count, run_pass(layer, name, samples * layer.tokens, grid, wafer, dense_gradient))
-        for layer in layers
-        for name in PASSES
-    ]
-    return grid, tuple(passes)
 
 
 def _spill_seconds(passes: Iterable[tuple[int, Pass]], kept: Memory, wafer: Wafer) -> float:
