@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import ceil, log, sqrt
+from math import ceil, sqrt
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ def imbalance(mask_OI: Tensor, lines: int) -> float:
 
 
 def expected_imbalance(nnz: float, density: float, features: int, lines: int) -> float:
-    """λ of a random mask: the mean of the largest of `lines` binomial counts, to first order.
+    """λ of a random mask: the mean of the largest of `lines` binomial counts, taken as normal (Blom, 1958).
 
     Where lines do not divide the features, the busiest has one feature more than the mean.
     """
     most = nnz * ceil(features / lines) / features
     if lines > 1:
+        deviations = NormalDist().inv_cdf((lines - 0.375) / (lines + 0.25))
         # No line has more than all of its weights.
-        most = min(most / density, most + sqrt(2 * log(lines) * most * (1 - density)))
+        most = min(most / density, most + deviations * sqrt(most * (1 - density)))
     return most * lines / nnz

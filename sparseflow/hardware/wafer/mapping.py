@@ -28,14 +28,14 @@ def fastest(
 
 
 def saturation_tokens(layer: Layer, wafer: Wafer, choices: Sequence[Grid] | None = None) -> int:
-    """The tokens of a micro-batch from which on no pass of the layer waits for wafer I/O, each time in the mapping that
-    is fastest for it, or on the one grid given.
+    """The tokens of a micro-batch from which on wafer I/O takes less than any pass of the layer in any mapping; on one
+    grid, if that is given, from which on no pass waits for I/O.
     """
     choices = choices or grids([layer], wafer)
 
     def waits(tokens: int) -> bool:
-        one = fastest([layer], tokens, choices, wafer)[1]
-        return any(each.limit == "wafer I/O" for _, each in one)
+        passes = [[run_pass(layer, name, tokens, grid, wafer) for grid in choices] for name in PASSES]
+        return any(min(one.on_wafer for one in each) < each[0].io for each in passes)
 
     high = 1
     while waits(high):
