@@ -1,5 +1,6 @@
 """The closed forms of one layer: what sparsity gives back, what it does not, and where I/O takes over."""
 
+import itertools
 from dataclasses import replace
 from math import ceil
 
@@ -35,7 +36,7 @@ def test_speed_up_grows_with_sparsity_and_never_beyond_one_over_density(
 ) -> None:
     dense = seconds(MATRIX, WAFER.grid(lines), tokens)
     found = [(density, dense / seconds(MATRIX.at(density), WAFER.grid(lines), tokens)) for density in sorted(densities)]
-    for (_, faster), (_, slower) in zip(found, found[1:]):
+    for (_, faster), (_, slower) in itertools.pairwise(found):
         assert faster >= slower * (1 - 1e-9)
     assert all(1 - 1e-9 <= speedup <= (1 + 1e-9) / density for density, speedup in found)
 
