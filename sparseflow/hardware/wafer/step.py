@@ -119,7 +119,7 @@ def predict(
 ) -> Prediction:
     """A step of `batch` samples over all systems.
 
-    `micro_batch` is a system's; by default the fewest equal ones that its memory allows. `lines` fixes the mapping,
+    `micro_batch` is a system's largest, by default what its memory allows; all are equal. `lines` fixes the mapping,
     which is otherwise the fastest. `densest` is the highest density of the schedule, for which memory is reserved.
     `dense_gradient`: the step is one on which an algorithm asks for the gradient at every place. `ValueError` where
     sizes are not positive, or the micro-batch does not fit the wafer.
@@ -131,9 +131,9 @@ def predict(
         micro_batch = min(share, largest_micro_batch(network, wafer, densest=densest))
     if micro_batch < 1:
         raise ValueError(f"micro_batch: expected 1 or more, got {micro_batch}")
+    check_micro_batch(network, micro_batch, wafer, densest)
     micro_batches = ceil(share / micro_batch)
     micro_batch = ceil(share / micro_batches)
-    check_micro_batch(network, micro_batch, wafer, densest)
     choices = grids(network.layers, wafer) if lines is None else [wafer.grid(lines)]
     grid, passes = fastest(network.layers, micro_batch, choices, wafer, dense_gradient)
     kept = memory(network, micro_batch, wafer, densest)
