@@ -131,9 +131,19 @@ def fetch_data(
 def bench(
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu; or stream, whose figures are modelled.")] = "cpu",
+    validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
+    workload: Annotated[Path | None, typer.Option(help="stream: a YAML file with dimensions, batch, system.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
+    if backend == "stream":
+        _bench_stream(validate, workload, out, as_json)
+        return
+    if validate or workload is not None:
+        raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
+    if backend != "cpu":
+        raise ValueError(f"no bench of a backend {backend!r}; choose from: cpu, stream")
     from sparseflow.bench import run_bench
 
     show = None if as_json else partial(print, file=sys.stdout, flush=True)
@@ -253,6 +263,15 @@ def _own_output() -> Iterator[None]:
     """Keeps standard output for our results: packages log there as they are imported, DeepSpeed among them."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def _bench_stream(validate: bool, workload: Path | None, out: Path | None, as_json: bool) -> None:
+    from sparseflow.bench.stream import bench_stream
+
+    found = bench_stream(validate, workload)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+    typer.echo(json.dumps(found) if as_json else found["text"])
 
 
 def _say(text: str) -> None:
