@@ -17,8 +17,8 @@ from sparseflow.hardware.backends.dense import CompactOp
 from sparseflow.hardware.workload import Geometry, Workload
 
 
-# `cpu` has its turn in tests/kernels.
-@pytest.mark.parametrize("name", sorted({*backends.available()} - {"cpu"}))
+# `cpu` has its turn in tests/kernels, `stream` in tests/streaming.
+@pytest.mark.parametrize("name", sorted({*backends.available()} - {"cpu", "stream"}))
 def test_backend_keeps_every_rule(name: str) -> None:
     testing.check_backend(backends.get(name))
 

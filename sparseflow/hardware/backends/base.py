@@ -124,3 +124,17 @@ class Backend(Protocol):
         `ValueError` for a layout of another backend or version.
         """
         ...
+
+
+@runtime_checkable
+class EmulatedBackend(Backend, Protocol):
+    """A backend that shows here what another machine would do: its cost is that machine's, modelled.
+
+    A plan shows the cost and never chooses the backend by itself, since seconds of two machines say nothing about
+    which is faster on this one.
+    """
+
+    @property
+    def machine(self) -> str:
+        """Whose seconds these are."""
+        ...
