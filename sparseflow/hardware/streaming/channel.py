@@ -76,8 +76,8 @@ class Channel:
     def send_weights(self, name: str, phase: Phase, out: Tensor, systems: int = 1) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape, with what each of the systems receives."""
         parameter, flat, nbytes = self._store.parameter(name), out.view(-1), 0
-        for tile in parameter.tiles:
-            payload = self._pack(tile, parameter.index_of(tile), parameter.values_of(tile))
+        for tile, index, values in parameter.stream():
+            payload = self._pack(tile, index, values)
             if self._strict:
                 check_payload(tile, payload, self._kept(name)[tile.place : tile.place + tile.places])
             receive(tile, payload, flat[tile.place : tile.place + tile.places])

@@ -24,6 +24,8 @@ from sparseflow.hardware.streaming.tiles import VALUE
 
 # What the kernel maps, drops and writes at once; a disk's own blocks are not larger.
 PAGE = 4096
+# What Linux reads ahead of one request for sure, in bytes: its least setting in use.
+_AT_ONCE = 2**17
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Pages(Protocol):
         """Returns once what was written outlasts a power cut."""
         ...
 
+    def expect(self, offset: int, nbytes: int) -> None:
+        """Has the system begin to read these bytes from the disk, if it has to."""
+        ...
+
     def forget(self) -> None:
         """Has the system keep none of it in memory, as far as the disk has it already."""
         ...
@@ -110,6 +116,9 @@ class Memory:
     def sync(self) -> None:
         pass
 
+    def expect(self, offset: int, nbytes: int) -> None:
+        pass
+
     def forget(self) -> None:
         pass
 
@@ -127,6 +136,8 @@ class MappedFile:
             self._map = mmap.mmap(descriptor, 0, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(descriptor)
+        # What is read is said before, so that the system need not guess, and read more than that.
+        self._map.madvise(mmap.MADV_RANDOM)
 
     @classmethod
     def create(cls, path: Path, nbytes: int) -> MappedFile:
@@ -166,6 +177,11 @@ class MappedFile:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def expect(self, offset: int, nbytes: int) -> None:
+        stop = offset + nbytes
+        for begin in range(offset // PAGE * PAGE, stop, _AT_ONCE):
+            self._map.madvise(mmap.MADV_WILLNEED, begin, min(_AT_ONCE, stop - begin))
 
     def forget(self) -> None:
         # The kernel does not drop a page that is mapped somewhere.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ from sparseflow.hardware.streaming.updates import Rule
 
 # Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
 CHUNK = 2**16
+
+T = TypeVar("T")
 
 Kept = NDArray[np.int64] | None
 
@@ -67,10 +70,21 @@ class StoredParameter:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
         return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)
 
+    def stream(self, key: str | None = None) -> Iterator[tuple[Tile, NDArray[np.uint8], Tensor]]:
+        """Each tile with its index and its part of the values (None) or of a state: views, only to be read.
+
+        The system is told of each before the one before it is used, so that it reads neither late nor more than that.
+        """
+        section = self.section(key)
+        for tile in _each_expected(self.tiles, lambda tile: self._expect(tile, key)):
+            self._traffic.add(read=tile.index_bytes + tile.nnz * VALUE)
+            yield tile, self._index_of(tile), section[tile.value : tile.value + tile.nnz]
+
     def places(self) -> Iterator[tuple[Tile, Kept]]:
         """Each tile with the places in it that are kept; None for all."""
-        for tile in self.tiles:
-            yield tile, tiles.places(tile, self.index_of(tile))
+        for tile in _each_expected(self.tiles, self._expect_index):
+            self._traffic.add(read=tile.index_bytes)
+            yield tile, tiles.places(tile, self._index_of(tile))
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
@@ -91,23 +105,11 @@ class StoredParameter:
                 "another; the store is damaged, restore it from a copy"
             )
 
-    def index_of(self, tile: Tile) -> NDArray[np.uint8]:
-        """The index of one tile: a view, only to be read."""
-        self._traffic.add(read=tile.index_bytes)
-        return self._index[tile.offset : tile.offset + tile.index_bytes]
-
-    def values_of(self, tile: Tile) -> Tensor:
-        """The values of one tile: a view, only to be read."""
-        self._traffic.add(read=tile.nnz * VALUE)
-        return self.section()[tile.value : tile.value + tile.nnz]
-
     def read(self, out: Tensor, key: str | None = None) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
-        flat, source = out.view(-1), self.section(key)
-        for tile, kept in self.places():
-            values = source[tile.value : tile.value + tile.nnz]
-            tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
-        self._traffic.add(read=self.nnz * VALUE)
+        flat = out.view(-1)
+        for tile, index, values in self.stream(key):
+            tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
         return out
 
     def gather(self, dense: Tensor) -> Tensor:
@@ -138,14 +140,11 @@ class StoredParameter:
         """One step of an optimizer on values and state, a chunk at a time."""
         step = self.record.steps + 1
         keys = (None, *self.record.keys)
-        sections = [self.section(key) for key in keys]
         with self._changing() as slot:
-            for span in chunks(self.nnz, CHUNK):
-                values, *state = (section[span].clone() for section in sections)
+            for span, (values, *state) in self._chunks(keys):
                 rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
                 for key, changed in zip(keys, (values, *state), strict=True):
                     self._put(slot, key, span.start, changed)
-            self._traffic.add(read=self.nnz * VALUE * len(keys))
         self.set_steps(step)
 
     def set_steps(self, steps: int) -> None:
@@ -168,14 +167,45 @@ class StoredParameter:
         if slot == self.record.slot:
             return
         for key in keys:
-            source = self.section(key)
-            for span in chunks(self.nnz, CHUNK):
-                self._put(slot, key, span.start, source[span])
-            self._traffic.add(read=source.nbytes)
+            for span, (values,) in self._chunks([key]):
+                self._put(slot, key, span.start, values)
+
+    def _chunks(self, keys: Sequence[str | None]) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Copies of sections, a chunk at a time, so that what is in memory is not as long as the layer."""
+        sections = [self.section(key) for key in keys]
+
+        def expect(span: slice) -> None:
+            for key in keys:
+                self._expect_section(key, span.start, span.stop)
+
+        for span in _each_expected(chunks(self.nnz, CHUNK), expect):
+            self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
+            yield span, [section[span].clone() for section in sections]
+
+    def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
+        return self._index[tile.offset : tile.offset + tile.index_bytes]
+
+    def _expect(self, tile: Tile, key: str | None) -> None:
+        self._expect_index(tile)
+        self._expect_section(key, tile.value, tile.value + tile.nnz)
+
+    def _expect_index(self, tile: Tile) -> None:
+        self.pages.expect(tile.offset, tile.index_bytes)
+
+    def _expect_section(self, key: str | None, start: int, stop: int) -> None:
+        offset = self._layout.offset(self.record.slot, key)
+        self.pages.expect(offset + start * VALUE, (stop - start) * VALUE)
 
     def _put(self, slot: int, key: str | None, start: int, values: Tensor) -> None:
         self.pages.write(self._layout.offset(slot, key) + start * VALUE, values)
         self._traffic.add(written=values.nbytes)
+
+
+def _each_expected(items: Sequence[T], expect: Callable[[T], None]) -> Iterator[T]:
+    for number, item in enumerate(items):
+        for upcoming in items[number and number + 1 : number + 2]:
+            expect(upcoming)
+        yield item
 
 
 def layout_of(grid: tuple[Tile, ...], head: int, keys: tuple[str, ...]) -> Layout:
