@@ -63,6 +63,15 @@ def test_damaged_index(folder: Path) -> None:
         store.verify()
 
 
+def test_damaged_count(folder: Path) -> None:
+    path = folder / "00000-0.tiles"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00000-0.tiles, with 'fc.weight': expected \d+ kept weights .* is damaged"):
+        Store.open(folder)
+
+
 def test_of_another_version(folder: Path) -> None:
     rewrite(folder, lambda fields: fields | {"version": 2})
     with pytest.raises(ValueError, match=r"expected a store of version 1, got 2, of another sparseflow"):

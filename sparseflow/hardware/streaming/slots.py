@@ -214,8 +214,8 @@ def room_for(nbytes: int, path: Path) -> Iterator[None]:
             raise
         raise OSError(
             error.errno,
-            f"no room for {nbytes} bytes in {path}: {error.strerror}; {shutil.disk_usage(path.parent).free} are free on "
-            "its disk. What was committed before is intact: make room, and go on from there",
+            f"no room for {nbytes} bytes in {path}: {error.strerror}; {shutil.disk_usage(path.parent).free} are free "
+            "on its disk. What was committed before is intact: make room, and go on from there",
         ) from error
 
 
