@@ -63,6 +63,15 @@ def test_damaged_index(folder: Path) -> None:
         store.verify()
 
 
+def test_damaged_count(folder: Path) -> None:
+    path = folder / "00000-0.tiles"
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"00000-0.tiles, with 'fc.weight': expected \d+ kept weights .* is damaged"):
+        Store.open(folder)
+
+
 def test_of_another_version(folder: Path) -> None:
     rewrite(folder, lambda fields: fields | {"version": 2})
     with pytest.raises(ValueError, match=r"expected a store of version 1, got 2, of another sparseflow"):
@@ -205,3 +214,30 @@ def rewrite(folder: Path, change: Callable[[dict[str, object]], object]) -> None
     changed = change(fields)
     assert isinstance(changed, dict)
     path.write_text(json.dumps({**changed, "sha256": _sha256(changed)}))
+
+
+def test_a_commit_that_was_interrupted_too_late_counts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manifest has taken its place: what it names must not be written to."""
+
+    def interrupted(directory: Path) -> None:
+        raise KeyboardInterrupt
+
+    with Store.open(folder) as store:
+        store.update("fc.bias", torch.ones(60), Adam(lr=0.1))
+        committed = contents(store)
+        with monkeypatch.context() as patch:
+            patch.setattr("sparseflow.atomic.sync_directory", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                store.commit()
+        store.update("fc.bias", torch.ones(60), Adam(lr=0.1))
+    with Store.open(folder) as store:
+        assert contents(store) == committed
+
+
+def test_making_one_that_was_interrupted_too_late_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparseflow.atomic.sync_directory", lambda directory: os.stat(directory / "missing"))
+    with pytest.raises(OSError, match="missing"):
+        made(tmp_path / "store", WEIGHTS, MASKS)
+    assert list((tmp_path / "store").iterdir()) == []

@@ -7,12 +7,14 @@ need not read the page that it replaces.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +26,7 @@ from sparseflow.hardware.streaming.tiles import VALUE
 
 # What the kernel maps, drops and writes at once; a disk's own blocks are not larger.
 PAGE = 4096
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What Linux reads ahead of one request for sure, in bytes: its least setting in use.
 _AT_ONCE = 2**17
 
@@ -144,10 +147,11 @@ class MappedFile:
         """A new file of zeros whose place on the disk is reserved. OSError where there is none; then no file stays."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            _reserve(descriptor, nbytes)
-        except OSError as error:
+            with room_for(nbytes, path):
+                _reserve(descriptor, nbytes)
+        except BaseException:
             path.unlink()
-            raise no_room(error, path, nbytes) from error
+            raise
         finally:
             os.close(descriptor)
         return cls(path)
@@ -163,11 +167,10 @@ class MappedFile:
         left = memoryview(source).cast("B")
         descriptor = os.open(self.path, os.O_RDWR)
         try:
-            while left:
-                written = os.pwrite(descriptor, left, offset)
-                left, offset = left[written:], offset + written
-        except OSError as error:
-            raise no_room(error, self.path, len(left)) from error
+            with room_for(len(left), self.path):
+                while left:
+                    written = os.pwrite(descriptor, left, offset)
+                    left, offset = left[written:], offset + written
         finally:
             os.close(descriptor)
 
@@ -201,14 +204,19 @@ def data_bytes(data: Tensor | bytes) -> int:
     return len(data) if isinstance(data, bytes) else data.nbytes
 
 
-def no_room(error: OSError, path: Path, needed: int) -> OSError:
-    """The same error, which also says for what and for how many bytes there was no room."""
-    free = shutil.disk_usage(path.parent).free
-    return OSError(
-        error.errno,
-        f"no room for {needed} bytes in {path}: {error.strerror}; {free} are free on its disk. What was "
-        "committed before is intact: make room, and go on from there",
-    )
+@contextmanager
+def room_for(nbytes: int, path: Path) -> Iterator[None]:
+    """While it is on, an OSError of a full disk says what there was no room for, how large it is and what is free."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(
+            error.errno,
+            f"no room for {nbytes} bytes in {path}: {error.strerror}; {shutil.disk_usage(path.parent).free} are free "
+            "on its disk. What was committed before is intact: make room, and go on from there",
+        ) from error
 
 
 def chunks(count: int, size: int) -> Sequence[slice]:

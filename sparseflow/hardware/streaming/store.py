@@ -57,21 +57,16 @@ class Store:
         """
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / NAME).exists():
-                raise ValueError(f"{folder} holds a store already: open it, remove it, or choose another folder")
         made = cls(folder, 0, about or {})
-        if folder is not None:
-            sweep(folder, [])
         try:
+            made._begin()
             for number, entry in enumerate(entries):
                 if entry.name in made._now:
                     raise ValueError(f"expected every parameter once, got {entry.name!r} again")
                 made._now[entry.name] = new_parameter(entry, number, made._make, made.traffic)
             made.commit()
         except BaseException:
-            for parameter in made._now.values():
-                parameter.pages.remove()
-            made.close()
+            made._abandon()
             raise
         return made
 
@@ -144,7 +139,7 @@ class Store:
         return self._now[name].read(torch.empty(self.shape(name)) if out is None else out)
 
     def values(self, name: str) -> Tensor:
-        """The kept values in canonical order: a view that changes with the store, only to be read."""
+        """The kept values in canonical order: a view until they change, only to be read."""
         return self._now[name].section()
 
     def state(self, name: str, key: str) -> Tensor:
@@ -214,17 +209,8 @@ class Store:
                 raise ValueError(f"a change of {name!r} was cut short: roll the store back, or open it again")
         about = self.about if about is None else dict(about)
         if self.folder is not None:
-            for parameter in self._now.values():
-                if parameter.record != parameter.committed:
-                    parameter.pages.sync()
-            sync_directory(self.folder)
-            self._manifest(about).write(self.folder)
-        self._committed_step, self.about = self._step, about
-        for parameter in self._now.values():
-            parameter.committed = parameter.record
-        for old in self._before.values():
-            old.pages.remove()
-        self._before = {}
+            self._write_down(self.folder, about)
+        self._settle(about)
 
     def rollback(self) -> None:
         """Goes back to the last commit."""
@@ -259,6 +245,42 @@ class Store:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _begin(self) -> None:
+        if self.folder is not None:
+            if (self.folder / NAME).exists():
+                raise ValueError(f"{self.folder} holds a store already: open it, remove it, or choose another folder")
+            sweep(self.folder, [])
+
+    def _abandon(self) -> None:
+        # Whatever has a parameter is new, and so is the manifest then.
+        if self.folder is not None and self._now:
+            (self.folder / NAME).unlink(missing_ok=True)
+        for parameter in self._now.values():
+            parameter.pages.remove()
+        self.close()
+
+    def _write_down(self, folder: Path, about: dict[str, JsonValue]) -> None:
+        for parameter in self._now.values():
+            if parameter.record != parameter.committed:
+                parameter.pages.sync()
+        sync_directory(folder)
+        manifest = self._manifest(about)
+        try:
+            manifest.write(folder)
+        except BaseException:
+            # It may have taken its place before, and what it names must not be written to then.
+            if (folder / NAME).is_file() and read_manifest(folder) == manifest:
+                self._settle(about)
+            raise
+
+    def _settle(self, about: dict[str, JsonValue]) -> None:
+        self._committed_step, self.about = self._step, about
+        for parameter in self._now.values():
+            parameter.committed = parameter.record
+        for old in self._before.values():
+            old.pages.remove()
+        self._before = {}
 
     def _make(self, file: str, nbytes: int) -> Pages:
         return Memory(nbytes) if self.folder is None else MappedFile.create(self.folder / file, nbytes)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from sparseflow.atomic import atomic_write
-from sparseflow.hardware.streaming.slots import no_room
+from sparseflow.hardware.streaming.slots import room_for
 
 NAME = "MANIFEST.json"
 VERSION = 1
@@ -65,11 +65,8 @@ class Manifest(BaseModel):
         """Makes this what the folder holds, at once or not at all, and returns once it outlasts a power cut."""
         fields = {"version": VERSION, "digest": self.digest, **self.model_dump(mode="json")}
         text = json.dumps({**fields, "sha256": _sha256(fields)}, indent=1, sort_keys=True, allow_nan=False) + "\n"
-        try:
-            with atomic_write(folder / NAME) as file:
-                file.write(text.encode())
-        except OSError as error:
-            raise no_room(error, folder / NAME, len(text)) from error
+        with room_for(len(text), folder / NAME), atomic_write(folder / NAME) as file:
+            file.write(text.encode())
 
 
 def read_manifest(folder: Path) -> Manifest:

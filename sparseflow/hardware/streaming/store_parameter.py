@@ -59,6 +59,11 @@ class StoredParameter:
             counts, head = pages.view(0, len(grid), torch.int32).tolist(), len(grid) * POINTER
         self.tiles = tiles.tiling(record.shape, counts, head)
         self._layout = layout_of(self.tiles, head, record.keys)
+        if (self._layout.nnz, self._layout.nbytes) != (record.nnz, record.nbytes):
+            raise ValueError(
+                f"{record.file}, with {record.name!r}: expected {record.nnz} kept weights in {record.nbytes} bytes, "
+                f"got an index of {self._layout.nnz} in {self._layout.nbytes}; the store is damaged, restore it from a copy"
+            )
         self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
 
     @property
