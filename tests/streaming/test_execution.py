@@ -275,7 +275,7 @@ def test_a_store_is_gone_on_with_from_its_last_commit(tmp_path: Path) -> None:
     train(model, optimizer, network, 0, 1)
     stream.commit()
     train(model, optimizer, network, 17)
-    stream.store.close()
+    stream.close()
     torch.manual_seed(99)
     model, optimizer, stream = streamed(network.make(), tmp_path)
     assert stream.store.step == 2
@@ -308,9 +308,18 @@ def test_meta_model_is_initialised_one_module_at_a_time_as_in_memory(tmp_path: P
     with torch.device("meta"):
         model = build()
     torch.manual_seed(5)
-    model, _, stream = streamed(model, tmp_path, masks={"3.weight": torch.ones(2, 4, dtype=torch.bool)})
+    masks = {"3.weight": torch.ones(2, 4, dtype=torch.bool)}
+    model, _, stream = streamed(model, tmp_path, masks=masks)
     assert_same_weights(stream, expected)
-    assert model(torch.zeros(2, 1, 3, 3)).shape == (2, 2)
+    x = torch.randn(2, 1, 3, 3)
+    assert same_bits(model(x).detach(), expected(x).detach())
+    stream.commit()
+    stream.close()
+    with torch.device("meta"):
+        again = build()
+    again, _, stream = streamed(again, tmp_path, masks=masks)
+    assert_same_weights(stream, expected)
+    assert same_bits(again.eval()(x).detach(), expected.eval()(x).detach())
 
 
 def test_meta_model_without_its_own_initialisation_needs_one() -> None:
@@ -327,6 +336,17 @@ def test_meta_model_without_its_own_initialisation_needs_one() -> None:
 
     _, _, stream = streamed(Own(), masks={"w": torch.tensor([True, False, True])}, initialise=ones)
     assert stream.read("w").tolist() == [1, 0, 1]
+
+
+def test_buffer_that_nobody_would_fill_is_named() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(3, device="meta"))
+
+    model = nn.Sequential(nn.Linear(2, 2, device="meta"), Positions())
+    with pytest.raises(ValueError, match="the buffer 'table' of '1' is on the meta device"):
+        streamed(model)
 
 
 # What is refused.
@@ -443,6 +463,8 @@ def test_what_does_not_fit_is_named(options: dict[str, Any], message: str) -> No
 
 
 def test_models_that_cannot_be_streamed_are_named() -> None:
+    with pytest.raises(ValueError, match="expected a model with parameters"):
+        sf.stream(nn.ReLU(), SGD([torch.zeros(1)]), None)
     with pytest.raises(ValueError, match=r"'weight': expected torch.float32, got torch.float64"):
         streamed(nn.Linear(3, 3).double())
     model, optimizer, _ = lenet()
@@ -470,6 +492,6 @@ def test_optimizers_with_a_past_or_a_closure_are_refused() -> None:
 
 def test_a_store_with_other_masks_is_refused(tmp_path: Path) -> None:
     _, _, stream = streamed(made(LENET), tmp_path)
-    stream.store.close()
+    stream.close()
     with pytest.raises(ValueError, match=r"another mask for 'fc1.weight', of \d+ kept weights"):
         streamed(made(LENET), tmp_path, masks=random_masks(made(LENET), 0.6))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.dlpack import from_dlpack
 
 # Numbers: filling takes longer than two threads of Python waiting for each other.
 _WORTH_A_THREAD = 2**17
@@ -31,18 +33,25 @@ class _Buffer:
         return bool(self.loans)
 
     def lend(self) -> Tensor:
-        if self.filling is not None:
-            self.filling.result()
-            self.filling = None
-        loan = torch.utils.dlpack.from_dlpack(self.memory)
+        self.filled()
+        loan = from_dlpack(self.memory)
         end = StorageWeakRef(loan.untyped_storage())  # type: ignore[no-untyped-call]
         self.loans.append(end)
         return loan
 
+    def filled(self) -> None:
+        """Waits for what is being read into it. OSError and the like where that failed."""
+        filling, self.filling = self.filling, None
+        if filling is not None:
+            try:
+                filling.result()
+            except BaseException:
+                self.unit = None
+                raise
+
     def clear(self) -> None:
-        if self.filling is not None:
-            self.filling.result()
-        self.unit, self.filling = None, None
+        self.filled()
+        self.unit = None
 
 
 class Buffers:
@@ -78,6 +87,13 @@ class Buffers:
         """What lies in the buffers is out of date."""
         for buffer in self._buffers:
             buffer.clear()
+
+    def close(self) -> None:
+        """Waits for the thread and ends it."""
+        self.clear()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def unit_at(self, address: int) -> str | None:
         """The unit in the buffer that begins at this address."""
@@ -129,5 +145,14 @@ class Buffers:
             self._thread = ThreadPoolExecutor(1, "sparseflow-stream")
         buffer = free[0]
         buffer.clear()
-        buffer.filling = self._thread.submit(self._fill, following, buffer.memory)
+        buffer.filling = self._thread.submit(self._fill_on, self._cuda_stream(), following, buffer.memory)
         buffer.unit = following
+
+    def _cuda_stream(self) -> torch.cuda.Stream | None:
+        device = self._buffers[0].memory.device
+        return torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def _fill_on(self, stream: torch.cuda.Stream | None, unit: str, memory: Tensor) -> None:
+        # In the order of the kernels that may still read what this overwrites.
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            self._fill(unit, memory)

@@ -90,14 +90,22 @@ class Stream:
     def commit(self) -> None:
         """Makes what the store holds now, with the model's buffers, what it will hold after a crash."""
         about = save_buffers(self._model(), self.store)
-        scale = self.optimizer.scale_of_loss
-        self.store.commit(about if scale is None else {**about, "loss_scale": dict(scale.state_dict())})
+        passes, scale = self.optimizer.passes, self.optimizer.scale_of_loss
+        about["run"] = {"format": self.format.name, "systems": passes.systems, "micro_batches": passes.micro_batches}
+        if scale is not None:
+            about["loss_scale"] = dict(scale.state_dict())
+        self.store.commit(about)
 
     def restore(self) -> None:
         """Takes buffers and loss scale from what was committed last."""
         load_buffers(self._model(), self.store, self.store.about)
         if self.optimizer.scale_of_loss is not None and (saved := self.store.about.get("loss_scale")):
             self.optimizer.scale_of_loss.load_state_dict(cast("dict[str, float]", saved))
+
+    def close(self) -> None:
+        """Lets another process open the store. What was not committed is lost."""
+        self.buffers.close()
+        self.store.close()
 
     # What the modules ask.
 
@@ -233,7 +241,11 @@ class Stream:
             for key, weight in {} if unit is None else unit.weights.items():
                 module._parameters[key] = self._parameters[weight.name]
             for key, buffer in module._buffers.items():
-                module._buffers[key] = None if buffer is None else buffer.to(self.device)
+                if buffer is not None and buffer.is_meta:
+                    # `restore` fills it.
+                    module._buffers[key] = torch.empty_like(buffer, device=self.device)
+                elif buffer is not None:
+                    module._buffers[key] = buffer.to(self.device)
             adopt(module, unit, self, root=module is model)
 
 

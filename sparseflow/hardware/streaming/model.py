@@ -142,6 +142,7 @@ def _opened(
     for name, mask in masks.items():
         check_mask(name, mask, shapes, aliases)
     path = None if folder is None else Path(folder)
+    _check_made(model, units)
     if path is not None and (path / MANIFEST).exists():
         buffers = {name: tuple(buffer.shape) for name, buffer in float_buffers(model).items()}
         return _same(Store.open(path, {**shapes, **buffers}), masks)
@@ -153,6 +154,19 @@ def _opened(
             yield Entry(name, tuple(buffer.shape), None, buffer.to("cpu"))
 
     return Store.create(path, entries())
+
+
+def _check_made(model: nn.Module, units: list[Unit]) -> None:
+    # Buffers of modules with parameters are made with those, or come from the store.
+    made = {id(unit.module) for unit in units}
+    for path, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            known = id(module) in made and key not in module._non_persistent_buffers_set
+            if buffer is not None and buffer.is_meta and not known:
+                raise ValueError(
+                    f"the buffer {key!r} of {path!r} is on the meta device, and nothing says what is in it; make that "
+                    "module on the CPU"
+                )
 
 
 def _same(store: Store, masks: Mapping[str, Tensor]) -> Store:

@@ -27,7 +27,7 @@ class StreamedParameter(nn.Parameter):
     taken: bool
 
     @property
-    def grad(self) -> None:
+    def grad(self) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         """None. `ValueError` between backward and step, so that nobody takes it for zero."""
         if self.taken:
             raise ValueError(

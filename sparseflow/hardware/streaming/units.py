@@ -48,14 +48,17 @@ class Unit:
 def units_of(model: nn.Module) -> list[Unit]:
     """One for each module with parameters of its own, in the model's order.
 
-    `ValueError` for parameters that are not float32, and for layers that keep their weights elsewhere too.
+    `ValueError` for a model without parameters and for parameters that are not float32.
     """
     names = first_names(model)
-    return [
+    found = [
         _unit(unwrapped(path), module, names)
         for path, module in model.named_modules()
         if any(parameter is not None for parameter in module._parameters.values())
     ]
+    if not found:
+        raise ValueError("expected a model with parameters, got one that has none")
+    return found
 
 
 def first_names(model: nn.Module) -> dict[int, str]:
@@ -91,6 +94,8 @@ def initial_weights(units: list[Unit], initialise: Callable[[nn.Module], None] |
 
 def check_mask(name: str, mask: Tensor, shapes: Mapping[str, tuple[int, ...]], aliases: Mapping[str, str]) -> None:
     """`ValueError` for a mask of another name, shape or dtype. aliases: other names of tied parameters."""
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask {name!r}: expected a bool tensor (True = kept), got {type(mask).__name__}")
     if name not in shapes:
         tied = aliases.get(name)
         near = difflib.get_close_matches(name, shapes, n=1)
