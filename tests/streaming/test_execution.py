@@ -20,6 +20,7 @@ import sparseflow as sf
 from sparseflow.hardware.streaming import buffers
 from sparseflow.hardware.streaming.execution import Stream
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer
+from sparseflow.testing import assert_close
 from sparseflow.testing.closeness import same_bits
 
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9, foreach=False)
@@ -117,6 +118,18 @@ def test_evaluation_is_not_counted_and_leaves_no_graph() -> None:
     with torch.no_grad():
         assert not LENET.loss(model, 0).requires_grad
     assert not stream.channel.messages
+
+
+def test_evaluation_of_attention_reads_one_module_at_a_time() -> None:
+    plain, model = (made(NETWORKS["encoder layer"]).eval() for _ in range(2))
+    masks = random_masks(plain, 0.5)
+    Masked(plain, masks, SGD)
+    model, _, _ = streamed(model, masks=masks)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    x = torch.randn(2, 5, 8)
+    with torch.no_grad():
+        assert_close(model(x), plain(x))
+    assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
 def test_read_ahead_changes_no_bits_and_no_counts(monkeypatch: pytest.MonkeyPatch) -> None:

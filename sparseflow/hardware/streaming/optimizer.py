@@ -37,7 +37,9 @@ class StreamedParameter(nn.Parameter):
             )
 
     @grad.setter
-    def grad(self, gradient: Tensor | None) -> None:
+    def grad(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self, gradient: Tensor | None
+    ) -> None:
         if gradient is not None:
             raise ValueError("the gradient of a streamed parameter goes to its store, and cannot be set")
 
