@@ -44,9 +44,7 @@ def test_truncated(folder: Path) -> None:
     path = folder / "00000-0.tiles"
     size = path.stat().st_size
     os.truncate(path, size - 1)
-    with pytest.raises(
-        ValueError, match=rf"00000-0.tiles, with 'fc.weight', is damaged: expected {size} bytes in .*, got {size - 1} "
-    ):
+    with pytest.raises(ValueError, match=rf"'fc.weight', is damaged: expected {size} bytes in .*, got {size - 1} b"):
         Store.open(folder)
     path.unlink()
     with pytest.raises(ValueError, match=r"expected \d+ bytes in .*, got no such file"):
