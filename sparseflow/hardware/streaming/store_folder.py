@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from sparseflow.hardware.streaming.slots import MappedFile
-from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, SUFFIX, Manifest, Record
+from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, SUFFIX, Manifest, Record, damaged
 
 _NONE = "no parameter"
 
@@ -44,10 +44,7 @@ def mapped(folder: Path, record: Record) -> MappedFile:
     size = path.stat().st_size if path.is_file() else None
     if size != record.nbytes:
         got = "no such file" if size is None else f"{size} bytes"
-        raise ValueError(
-            f"{path}, with {record.name!r}: expected {record.nbytes} bytes, got {got}; the store is damaged, restore "
-            "it from a copy"
-        )
+        raise ValueError(damaged(record, f"expected {record.nbytes} bytes in {folder}, got {got}"))
     return MappedFile(path)
 
 

@@ -96,8 +96,13 @@ def read_manifest(folder: Path) -> Manifest:
     return found
 
 
-def _damaged(path: Path, why: str) -> str:
-    return f"{path} is damaged: {why}; restore the store from a copy"
+def damaged(record: Record, why: str) -> str:
+    """What an error says about the file of a parameter."""
+    return _damaged(f"{record.file}, with {record.name!r},", why)
+
+
+def _damaged(what: object, why: str) -> str:
+    return f"{what} is damaged: {why}; restore the store from a copy"
 
 
 def _sha256(fields: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparseflow.hardware.streaming import tiles
 from sparseflow.hardware.streaming.slots import Layout, Pages, Traffic, chunks
-from sparseflow.hardware.streaming.store_manifest import Record
+from sparseflow.hardware.streaming.store_manifest import Record, damaged
 from sparseflow.hardware.streaming.tiles import POINTER, VALUE, Tile
 from sparseflow.hardware.streaming.updates import Rule
 
@@ -60,10 +60,9 @@ class StoredParameter:
         self.tiles = tiles.tiling(record.shape, counts, head)
         self._layout = layout_of(self.tiles, head, record.keys)
         if (self._layout.nnz, self._layout.nbytes) != (record.nnz, record.nbytes):
-            raise ValueError(
-                f"{record.file}, with {record.name!r}: expected {record.nnz} kept weights in {record.nbytes} bytes, "
-                f"got an index of {self._layout.nnz} in {self._layout.nbytes}; the store is damaged, restore it from a copy"
-            )
+            got = f"an index of {self._layout.nnz} in {self._layout.nbytes}"
+            why = f"expected {record.nnz} kept weights in {record.nbytes} bytes, got {got}"
+            raise ValueError(damaged(record, why))
         self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
 
     @property
@@ -105,10 +104,7 @@ class StoredParameter:
         self._traffic.add(read=self._layout.index_bytes)
         expected = self.record.index_sha256
         if expected is not None and hashlib.sha256(self._index.data).hexdigest() != expected:
-            raise ValueError(
-                f"{self.record.file}, with {self.record.name!r}: expected an index with the sha256 {expected}, got "
-                "another; the store is damaged, restore it from a copy"
-            )
+            raise ValueError(damaged(self.record, f"expected an index with the sha256 {expected}, got another"))
 
     def read(self, out: Tensor, key: str | None = None) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
@@ -207,9 +203,11 @@ class StoredParameter:
 
 
 def _each_expected(items: Sequence[T], expect: Callable[[T], None]) -> Iterator[T]:
+    expected = 0
     for number, item in enumerate(items):
-        for upcoming in items[number and number + 1 : number + 2]:
-            expect(upcoming)
+        while expected < min(number + 2, len(items)):
+            expect(items[expected])
+            expected += 1
         yield item
 
 
