@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from sparseflow.hardware.plan import plan as plan
     from sparseflow.hardware.plan import remask as remask
     from sparseflow.hardware.plan import sparsify as sparsify
+    from sparseflow.hardware.streaming.model import stream as stream
+    from sparseflow.hardware.streaming.model import stream_of as stream_of
     from sparseflow.hardware.traffic import charge as charge
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
@@ -45,6 +47,7 @@ _HOMES = {
     "sparseflow.hardware.layers": ("SparseConv2d", "SparseLinear"),
     "sparseflow.hardware.model": ("param_groups",),
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
+    "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("Masks", "Unstructured"),
     "sparseflow.training.controls": ("train_control",),

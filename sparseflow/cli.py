@@ -130,9 +130,11 @@ def fetch_data(
 @app.command()
 def bench(
     file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu, or triton: its kernels on this machine's GPU.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on this GPU; or stream.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
+    workload: Annotated[Path | None, typer.Option(help="stream: a YAML file with dimensions, batch, system.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
@@ -140,8 +142,13 @@ def bench(
 
     if file is not None and not as_json:
         raise ValueError(f"expected --json before {str(file)!r}: sparseflow bench --json FILE")
-    measure = bench_of(backend)
     targets = [path for path in (file, out) if path is not None]
+    if validate or workload is not None:
+        if backend != "stream":
+            raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
+        _predict(validate, workload, targets, as_json and file is None)
+        return
+    measure = bench_of(backend)
 
     def save(found: dict[str, Any]) -> None:
         for path in targets:
@@ -262,6 +269,15 @@ def _own_output() -> Iterator[None]:
     """Keeps standard output for our results: packages log there as they are imported, DeepSpeed among them."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def _predict(validate: bool, workload: Path | None, targets: list[Path], as_json: bool) -> None:
+    from sparseflow.bench.stream import bench_stream
+
+    found = bench_stream(validate, workload)
+    for path in targets:
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    typer.echo(json.dumps(found) if as_json else found["text"])
 
 
 def _say(text: str) -> None:
