@@ -1,8 +1,10 @@
 """Pictures of a modelled step on a wafer: its time line, and speed-up against density with its limits."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sparseflow.report.result import WaferStep
 from sparseflow.report.svg import ARM_COLOURS, INK, MUTED, blank_figure, to_svg
 from sparseflow.report.words import duration, percent
 
@@ -26,6 +28,29 @@ _COLOURS = {
 _RESOLUTION = 1 / 400
 # Passes in a picture of a step's end.
 _SHOWN_ALONE = 12
+
+
+@dataclass(frozen=True)
+class WaferPictures:
+    """A run's step on a wafer: what the model says in words, and its two pictures as SVG."""
+
+    words: str
+    timeline: str
+    speedup: str
+
+
+def wafer_pictures(found: WaferStep | None) -> WaferPictures | None:
+    """What the report shows of a run on `stream`, None for other runs. `ValueError` where its record is damaged."""
+    if found is None:
+        return None
+    # The model is only loaded where there is something to draw.
+    from sparseflow.hardware.wafer import Network, predict, wafer
+    from sparseflow.hardware.wafer.words import describe
+
+    network, machine = Network.from_json(found.network), wafer(found.system)
+    step = predict(network, found.batch, machine, systems=found.systems)
+    speedup = speedup_against_density(network, found.batch, machine, found.systems)
+    return WaferPictures(describe(step), step_timeline(step), speedup)
 
 
 def step_timeline(step: "Prediction") -> str:

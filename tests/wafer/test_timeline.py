@@ -1,8 +1,10 @@
 """The time line of a modelled step, speed-up with its limits, and their pictures."""
 
 import itertools
+import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from sparseflow.hardware.wafer.network import Network
 from sparseflow.hardware.wafer.order import turns
 from sparseflow.hardware.wafer.speedup import speedups
 from sparseflow.hardware.wafer.timeline import LANES, Bar, merged, timeline
+from sparseflow.report import write_report
 from sparseflow.report.wafer_figures import speedup_against_density, step_timeline
 
 SMALL = Transformer(2, 512, 256, 3000)
@@ -96,3 +99,16 @@ def test_pictures_are_svg_that_says_modelled() -> None:
     # A long step is drawn as a whole, and its end again.
     assert drawn[0].count("weights in") == 1 and drawn[1].count("weights in") == 2
     assert len(drawn[1]) < 150_000
+
+
+def test_the_report_of_a_run_on_stream_has_them(tmp_path: Path) -> None:
+    network = SMALL.network(0.2)
+    assert Network.from_json(json.loads(json.dumps(network.to_json()))) == network
+    result = {"name": "streamed", "task": "classification", "rounds": []}
+    write_report(result, tmp_path / "without.html")
+    assert 'id="wafer"' not in (tmp_path / "without.html").read_text()
+    step = {"network": network.to_json(), "batch": 64, "system": "cs3", "systems": 2}
+    write_report({**result, "wafer": step}, tmp_path / "with.html")
+    page = (tmp_path / "with.html").read_text()
+    assert 'id="wafer"' in page and "Modelled time line" in page and "Modelled speed-up" in page
+    assert "modelled: a step of 64 samples on 2 × cs3 (WSE-3)" in page
