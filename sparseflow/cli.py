@@ -103,11 +103,11 @@ def compare(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run's folder, a ticket or a weights file.")],
-    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
-    form: Annotated[str, typer.Option("--format", help="dense: loads anywhere; compact: small.")] = "dense",
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    form: Annotated[str, typer.Option("--format", help="dense: loads anywhere; compact: small; cerebras.")] = "dense",
     as_json: AsJson = False,
 ) -> None:
-    """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact."""
+    """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact, or for a Cerebras."""
     from sparseflow.inspection import export as write_weights
 
     write_weights(source, target, form)

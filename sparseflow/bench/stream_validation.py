@@ -86,7 +86,8 @@ def _choices() -> Part:
 
 
 def _error(modelled: float, published: float) -> str:
-    return f"{modelled / published - 1:+.1%}".replace("-", "−").replace("%", " %")
+    # Adding zero makes a negative zero positive.
+    return f"{round(modelled / published - 1, 3) + 0.0:+.1%}".replace("-", "−").replace("%", " %")
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

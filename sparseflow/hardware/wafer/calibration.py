@@ -9,6 +9,9 @@ from sparseflow.hardware.wafer.published import BERT_512, BERT_1024, Run
 from sparseflow.hardware.wafer.step import Prediction, predict
 from sparseflow.hardware.wafer.systems import CS2, find_system
 
+# From the third on nothing changes any more.
+_ROUNDS = 10
+
 
 @cache
 def wafer(system: str = "cs2") -> Wafer:
@@ -22,13 +25,15 @@ def wafer(system: str = "cs2") -> Wafer:
 @cache
 def fit() -> tuple[float, float]:
     """(utilisation, fixed seconds) with which both calibration runs come out exactly."""
-    ideal = Wafer(CS2)
-    steps = [(run, predicted_step(run, ideal)) for run in (BERT_1024, BERT_512)]
-    # At full utilisation neither is bound by I/O, and of a step only the cores' work scales with it.
-    scaled = [_scaling(step) for _, step in steps]
-    left = [run.step_seconds - _rest(step) for run, step in steps]
-    utilisation = (scaled[0] - scaled[1]) / (left[0] - left[1])
-    return utilisation, left[0] - scaled[0] / utilisation
+    long, short = BERT_1024, BERT_512
+    utilisation = 1.0
+    for _ in range(_ROUNDS):
+        # Of a step, the cores' work goes with utilisation; what is left of the measured one, hardly.
+        steps = [predicted_step(run, Wafer(CS2, utilisation=utilisation)) for run in (long, short)]
+        work = [utilisation * _on_cores(step) for step in steps]
+        left = [run.step_seconds - (step.seconds - _on_cores(step)) for run, step in zip((long, short), steps)]
+        utilisation = (work[0] - work[1]) / (left[0] - left[1])
+    return utilisation, left[0] - work[0] / utilisation
 
 
 def analytic() -> tuple[float, float]:
@@ -52,9 +57,5 @@ def predicted_step(run: Run, machine: Wafer | None = None) -> Prediction:
     return predict(run.transformer.network(), run.batch, chosen, systems=run.systems)
 
 
-def _scaling(step: Prediction) -> float:
+def _on_cores(step: Prediction) -> float:
     return step.parts["compute"] + step.parts["reduction"] + step.parts["attention scores"]
-
-
-def _rest(step: Prediction) -> float:
-    return step.seconds - _scaling(step) - step.parts["waiting for wafer I/O"]

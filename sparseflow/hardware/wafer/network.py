@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import prod
+from typing import Any
 
 from sparseflow.hardware.wafer.layer import Layer
 from sparseflow.hardware.workload import Workload
@@ -25,6 +26,15 @@ class Network:
     def at(self, density: float, imbalance: float | None = None) -> Network:
         """The same with its prunable layers at another density."""
         return replace(self, layers=tuple(layer.at(density, imbalance) for layer in self.layers))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, from which `Network.from_json` makes the same."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Network:
+        """The network of `to_json`. `ValueError` or `TypeError` for other data."""
+        return cls(tuple(Layer(**layer) for layer in data["layers"]), data["dense_flops"], data["saved_bytes"])
 
 
 def network_of(works: Mapping[str, Workload], samples: int) -> Network:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sparseflow.hardware.wafer.calibration import wafer
 from sparseflow.hardware.wafer.layer import Pass
 from sparseflow.hardware.wafer.network import Network, layer_of
-from sparseflow.hardware.wafer.step import UPDATE_BYTES, Prediction, predict
+from sparseflow.hardware.wafer.step import Prediction, predict, update_seconds
 from sparseflow.hardware.wafer.transformer import Transformer
 from sparseflow.hardware.workload import Workload
 
@@ -51,4 +51,4 @@ def predict_layer(work: Workload, system: str = "cs2", imbalance: float | None =
     machine = wafer(system)
     step = predict(Network((layer if imbalance is None else layer.at(work.density, imbalance),)), 1, machine)
     forward, dgrad, wgrad = (one for _, one in step.passes)
-    return LayerPrediction(forward, dgrad, wgrad, layer.nnz * UPDATE_BYTES / machine.system.store_bytes)
+    return LayerPrediction(forward, dgrad, wgrad, update_seconds(layer, machine))

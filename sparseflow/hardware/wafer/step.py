@@ -1,8 +1,8 @@
 """A whole training step on one or several wafers, modelled: `predict`.
 
 A step is, for each micro-batch, forward through all layers and backward through all again, with attention scores and
-the like between; then the bubble in which the store finishes the last layer's update, and a fixed time. Everything else
-that the store and the tree between systems do is hidden behind the layers, except where wafer I/O binds.
+the like between; then the bubble in which the store finishes its updates, and a fixed time. Everything else that the
+store and the tree between systems do is hidden behind the layers, except where wafer I/O binds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sparseflow.hardware.wafer.layer import Grid, Layer, Limit, Pass, Wafer
 from sparseflow.hardware.wafer.mapping import CountedPasses, fastest, grids
 from sparseflow.hardware.wafer.memory import Memory, check_micro_batch, largest_micro_batch, memory
 from sparseflow.hardware.wafer.network import Network
+from sparseflow.hardware.wafer.order import turns
 from sparseflow.hardware.wafer.systems import Sourced
 
 TREE_SECONDS = Sourced(1e-5, "assumed: one level of the broadcast and reduction tree, four ways wide")
@@ -28,7 +29,7 @@ class Prediction:
     """What a step would take: modelled, never measured. Seconds, bytes and joules of a step.
 
     `passes` are those of one micro-batch, each with how often it occurs; `attention` is its work on activations alone;
-    `spill` what moving saved activations adds; `bubble` the store's last update and its way through the tree.
+    `spill` what moving saved activations adds; `bubble` what the store has not updated when the last pass ends.
     """
 
     wafer: Wafer
@@ -137,6 +138,7 @@ def predict(
     choices = grids(network.layers, wafer) if lines is None else [wafer.grid(lines)]
     grid, passes = fastest(network.layers, micro_batch, choices, wafer, dense_gradient)
     kept = memory(network, micro_batch, wafer, densest)
+    attention = micro_batch * network.dense_flops / (wafer.system.peak_flops * wafer.utilisation)
     return Prediction(
         wafer,
         network,
@@ -145,9 +147,9 @@ def predict(
         batch,
         micro_batches,
         passes,
-        micro_batch * network.dense_flops / (wafer.system.peak_flops * wafer.utilisation),
+        attention,
         _spill_seconds(passes, kept, wafer),
-        _bubble(network.layers[0], systems, wafer),
+        _bubble(network, passes, attention, systems, wafer),
         kept,
     )
 
@@ -163,7 +165,23 @@ def _spill_seconds(passes: Iterable[tuple[int, Pass]], kept: Memory, wafer: Wafe
     return seconds
 
 
-def _bubble(first: Layer, systems: int, wafer: Wafer) -> float:
-    """The first layer's gradient arrives last: its update, and its way up and down the tree, nothing hides."""
+def update_seconds(layer: Layer, wafer: Wafer) -> float:
+    """What the store takes to update one layer's weights."""
+    return layer.nnz * UPDATE_BYTES / wafer.system.store_bytes
+
+
+def _bubble(network: Network, passes: CountedPasses, attention: float, systems: int, wafer: Wafer) -> float:
+    """From the last pass until the first layer's weights are new: the store updates layers as their gradients arrive,
+    the first one last; and nothing hides that layer's way up and down the tree.
+    """
+    seconds = {(one.layer, one.name): one.seconds for _, one in passes}
+    now = store = 0.0
+    for turn in turns(network.layers):
+        now += attention * turn.before
+        for name in turn.passes:
+            now += seconds[turn.layer.name, name]
+            if name == "wgrad":
+                store = max(store, now) + update_seconds(turn.layer, wafer)
+        now += attention * turn.after
     levels = ceil(log(systems, 4) - 1e-9) if systems > 1 else 0
-    return first.nnz * UPDATE_BYTES / wafer.system.store_bytes + 2 * levels * TREE_SECONDS
+    return store - now + 2 * levels * TREE_SECONDS
