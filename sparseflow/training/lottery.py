@@ -22,9 +22,10 @@ from torch import nn
 from sparseflow import ranks
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
-from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name, sparse_layers
+from sparseflow.hardware.model import current_masks, dense_state, load_dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan, densify, plan, sparsify
 from sparseflow.hardware.sample import Sample
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.dynamic import Dynamic
@@ -39,6 +40,7 @@ from sparseflow.training.records import Records, describe
 from sparseflow.training.round import Round, masked
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.seeds import derive
+from sparseflow.training.streaming import commit_weights, token_of
 from sparseflow.training.trainer import Stopped, Trainer
 
 Rewind = Literal["weights", "learning_rate", "none"]
@@ -92,7 +94,7 @@ def _search(
 ) -> Iterator[Round]:
     _check_rewind(rewind)
     shapes = {name: weight.shape for name, weight in prunable_weights(model, pruning.param_filter).items()}
-    device = next(model.parameters()).device
+    device = weights_of(model).device
     first = records.finished_rounds()
     _check_dense(model, first)
     theta_0 = dense_state(model)
@@ -102,7 +104,8 @@ def _search(
         backends.get(backend)
     if not first:
         records.begin(theta_0)
-    round = Round(0, model, everything, None, theta_0, records.rewind_point(device) or theta_0)
+    recorded_point = records.rewind_point(device, model)
+    round = Round(0, model, everything, None, theta_0, recorded_point or theta_0)
     if first:
         # The run goes on behind the last round on record, with its masks and trained weights.
         last = records.trained(first - 1)
@@ -119,7 +122,7 @@ def _search(
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = masked(state, masks_by_every_name(model, masks))
+        start = masked(model, state, masks_by_every_name(model, masks))
         with autocast():
             chosen = _plan(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
@@ -172,7 +175,7 @@ def _check_replay(recorded: Plan, masks: Masks, index: int) -> None:
 
 def _check_dense(model: nn.Module, finished: int) -> None:
     # A search that goes on behind its records loads the trained weights anyway.
-    sparse = sparse_layers(model)
+    sparse = list(current_masks(model))
     if sparse and not finished:
         raise ValueError(
             f"expected a dense model to search in, got one with sparse layers ({', '.join(sparse)}), such as an "
@@ -254,7 +257,7 @@ def _tickets(
             start=rewind_to if round.index else 0,
             schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
             at_step={rewind_to: partial(_mark, round, records)} if round.index == 0 and rewind_to else None,
-            progress=records.progress(round.index, round.masks, trainer.seed),
+            progress=records.progress(round.index, round.masks, trainer.seed, token=token_of(round.model)),
             dynamic=dynamic if round.index else None,
         )
         if dynamic is not None and round.index:
@@ -262,6 +265,7 @@ def _tickets(
         round.finish(describe(round.index, round.masks, round.plan, trained))
         ticket = round.ticket({"seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to})
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
+        commit_weights(round.model)
         trainer.model, trainer.last = round.model, trained
         yield ticket
         if round.index < pruning.rounds and trainer.stopping():

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sparseflow.files import Ticket
 from sparseflow.hardware.model import current_masks, dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.masks import Masks
 from sparseflow.training import proof
 
@@ -53,7 +55,7 @@ class Round:
     def take_masks(self) -> None:
         """Makes the model's present masks the round's, where training has changed them."""
         self.masks = Masks(current_masks(self.model))
-        self.start = masked(self.rewind_point, masks_by_every_name(self.model, self.masks))
+        self.start = masked(self.model, self.rewind_point, masks_by_every_name(self.model, self.masks))
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that the model is trained. `metrics` goes with the ticket.
@@ -72,6 +74,11 @@ class Round:
         return Ticket(self.masks, state, made_under, about)
 
 
-def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with +0.0 wherever a mask prunes."""
-    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
+def masked(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of the model with +0.0 wherever a mask prunes; kept as the model keeps tensors."""
+    found, weights = dict(state), weights_of(model)
+    for name in state.keys() & masks.keys():
+        pruned = torch.where(masks[name], state[name], 0.0)
+        # Of a model in memory this is a copy already.
+        found[name] = weights.keep(pruned) if stream_of(model) is not None else pruned
+    return found
