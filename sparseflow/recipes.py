@@ -28,6 +28,7 @@ from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import Rewind
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.streaming import Streaming
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -87,6 +88,22 @@ class PruningSpec(_Strict):
 _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
 
 
+class StreamSpec(_Strict):
+    """Weights and optimizer state in a store: see `training.streaming.Streaming`. store: a folder; the run's if none."""
+
+    store: str | None = None
+    format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"
+    systems: int = Field(1, ge=1)
+    spill: bool = False
+    buffer_limit: int | None = Field(None, gt=0)
+
+    def streaming(self, folder: Path | None, seed: int) -> Streaming:
+        """For one seed of a run in `folder`; in memory where there is neither folder nor store."""
+        place = Path(self.store) if self.store is not None else None if folder is None else folder / "store"
+        store = None if folder is None or place is None else place / f"seed-{seed}"
+        return Streaming(store, self.format, self.systems, self.spill, self.buffer_limit)
+
+
 class ControlSpec(_Strict):
     rounds: list[int] = []
     kinds: list[Kind] = ["reinit", "shuffle", "random"]
@@ -105,6 +122,8 @@ class Recipe(_Strict):
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
+    # Train with sf.stream: weights and optimizer state live in a store.
+    stream: StreamSpec | None = None
     # Seeds that run side by side, a process each, and the threads that each of them uses.
     workers: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
@@ -128,6 +147,8 @@ class Recipe(_Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
+        if self.stream is not None and self.backend not in ("auto", "stream"):
+            raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
@@ -193,8 +214,17 @@ def make_pruning(spec: PruningSpec) -> Pruning:
     )
 
 
-def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
-    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
+def make_trainer(
+    recipe: Recipe,
+    seed: int,
+    listener: Listener | None = None,
+    engine: EngineName = "ddp",
+    folder: Path | None = None,
+) -> Trainer:
+    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist.
+
+    folder: the run's, for a recipe that streams; without one, it streams from memory.
+    """
     spec = recipe.training
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
     task = data.load(recipe.data.name, recipe.data.options)
@@ -211,6 +241,7 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
         accumulate=spec.accumulate,
         evaluate_every=spec.evaluate_every,
         engine=engine,
+        stream=None if recipe.stream is None else recipe.stream.streaming(folder, seed),
         listener=listener,
     )
 

@@ -18,6 +18,7 @@ from sparseflow import ranks
 from sparseflow.data import Data
 from sparseflow.hardware.model import param_groups
 from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.ranks import Ranks
 from sparseflow.training.engines import EngineName
@@ -183,6 +184,12 @@ class Trainer:
         optimizer = self.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
         check_optimizer(optimizer, model)
         return optimizer
+
+    def close(self) -> None:
+        """Lets others open the store of a streamed model; the trainer cannot train any more. Any other does nothing."""
+        found = stream_of(self.model)
+        if found is not None:
+            found.close()
 
     def _begin(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
         stream = self.stream
