@@ -89,7 +89,7 @@ _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
 
 
 class StreamSpec(_Strict):
-    """Weights and optimizer state in a store: see `training.streaming.Streaming`. store: a folder; the run's if none."""
+    """In a store: see `training.streaming.Streaming`. store: a folder; if none, in the run's."""
 
     store: str | None = None
     format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"

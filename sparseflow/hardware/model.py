@@ -23,8 +23,7 @@ def dense_weights(model: nn.Module) -> dict[str, Tensor]:
     """
     weights = weights_of(model)
     return {
-        name: weights.read(name) if weights.mask(name) is None else weights.copy(name)
-        for name in survey(model).sites
+        name: weights.read(name) if weights.mask(name) is None else weights.copy(name) for name in survey(model).sites
     }
 
 

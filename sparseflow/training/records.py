@@ -104,9 +104,10 @@ class Records:
                     self._kept.remove(name)
 
     def rewind_point(self, device: torch.device, model: nn.Module | None = None) -> dict[str, Tensor] | None:
-        """theta_k, where it has been kept, as `model` keeps tensors; from the copy beside a round's weights where its own directory is damaged.
+        """theta_k, where it has been kept; from the copy beside a round's weights where its own directory is damaged.
 
-        `ValueError` where it is damaged and there is no copy.
+        `model`: whose it is; a streamed one has it in mapped files. `ValueError` where it is damaged and there is no
+        copy.
         """
         if self._kept is None or (self._rewind.digest is None and not self._has_begun()):
             return None

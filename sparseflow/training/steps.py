@@ -79,10 +79,10 @@ class Training:
         self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
         self.ranks = trainer.ranks
         self.masking = None if dynamic is None else Masking(dynamic, derive(trainer.seed, "masks"), self.ranks)
-        if progress is not None and progress.saved is not None:
+        # That of a streamed model is in its store, and comes with the optimizer's.
+        if progress is not None and progress.saved is not None and progress.saved.model:
             # First of all: masks may have changed since the start, and parameters with them.
-            if progress.saved.model:
-                self.model.load_state_dict(progress.saved.model)
+            self.model.load_state_dict(progress.saved.model)
         # `first` is where the training began, `start` where this call of it does, after a resume.
         self.first = self.start = start
         self.engine = make_engine(trainer.engine, model, trainer.optimizer_of, trainer.accelerator, self.ranks)

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 import pytest
-from crashing import STREAM_POINTS, launch, random_kills, search_streamed, store_of
+from crashing import STREAM_POINTS, launch, random_kills, search_streamed
 from leavings import left_in
-
-from sparseflow.hardware.streaming.store import Store
 
 # All points and many more kills are `tools/soak_kills.py`.
 IN_SHORT = (
@@ -22,14 +20,7 @@ IN_SHORT = (
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("uninterrupted") / "search"
     assert launch(folder, 1, work=search_streamed).well
-    return left(folder)
-
-
-def left(folder: Path) -> dict[str, object]:
-    """The records, and what the store was committed with."""
-    with Store.open(store_of(folder)) as store:
-        weights = {name: (store.read(name).numpy().tobytes(), store.masked(name)) for name in store.names}
-    return {**left_in(folder), "store": weights}
+    return left_in(folder)
 
 
 @pytest.mark.parametrize("name", IN_SHORT)
@@ -37,7 +28,7 @@ def test_killed_at_a_point(tmp_path: Path, uninterrupted: dict[str, object], nam
     killed = launch(tmp_path / "search", 1, STREAM_POINTS[name], search_streamed)
     assert killed.reached and not killed.well
     assert launch(tmp_path / "search", 1, work=search_streamed).well
-    assert left(tmp_path / "search") == uninterrupted
+    assert left_in(tmp_path / "search") == uninterrupted
 
 
 def test_killed_at_random(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
@@ -47,7 +38,7 @@ def test_killed_at_random(tmp_path: Path, uninterrupted: dict[str, object]) -> N
         one = folder.with_name(f"search-{seed}")
         hits += random_kills(one, 1, 2 - hits, seed, 0.4, search_streamed)
         assert launch(one, 1, work=search_streamed).well
-        assert left(one) == uninterrupted
+        assert left_in(one) == uninterrupted
         if hits == 2:
             return
     pytest.fail(f"only {hits} of 2 kills hit the search before its end")

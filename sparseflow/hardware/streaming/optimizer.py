@@ -159,7 +159,9 @@ class StoreOptimizer(torch.optim.Optimizer):
         self._clear()
         if self._spill is not None:
             self._spill.close()
-        parameters = {stand_in: (name, stand_in) for name, stand_in in self._stand_ins.items()}
+        parameters: dict[nn.Parameter, tuple[str, StreamedParameter]] = {
+            stand_in: (name, stand_in) for name, stand_in in self._stand_ins.items()
+        }
         return StoreOptimizer(template, parameters, self._store, self.passes, self.spills, scale)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
