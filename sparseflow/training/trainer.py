@@ -164,6 +164,11 @@ class Trainer:
                 f"{type(dynamic).__name__}: its masks have their last density after {dynamic.settled} steps, and the "
                 f"training has {self.steps}; end them earlier, or train longer"
             )
+        if dynamic is not None and stream_of(model) is not None and (dynamic.uses_gradients or dynamic.replaces_step):
+            raise ValueError(
+                f"{type(dynamic).__name__} needs the gradients of pruned weights, which a streamed model never sends; "
+                "train without stream, or with masks that change by the weights alone, as SET's do"
+            )
         run = Training(self, model, start, schedule or self.schedule, progress, dynamic)
         began = time.perf_counter()
         for step in run.remaining():

@@ -226,7 +226,8 @@ class StoreOptimizer(torch.optim.Optimizer):
         return True
 
     def _totals(self, sums: TreeSums) -> Iterator[tuple[str, Tensor]]:
-        for name in self._came:
+        # As torch has them, and not as they came, for the order of a norm's additions.
+        for name in [name for name in self._stand_ins if name in self._came]:
             total = sums.total(name)
             yield name, total if self.scale_of_loss is None else total / self.scale_of_loss.value
 
