@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140}
+ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140, "triton": 120}
 SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
 
 
@@ -46,10 +46,12 @@ CPU = [
 
 DISTRIBUTED = ["tests/distributed", "tests/hardware/test_traffic.py", "tests/masks/test_sharded.py"]
 
+TRITON = "tests/triton"
+
 
 def foundation() -> bool:
     """Masks, hardware, files, training, data, command line and documentation."""
-    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED)))
+    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED, TRITON)))
 
 
 def cpu() -> bool:
@@ -62,7 +64,13 @@ def distributed() -> bool:
     return _tests(*DISTRIBUTED)
 
 
-AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed}
+def triton() -> bool:
+    """The GPU kernels under Triton's interpreter and, in processes of their own, through its compilers."""
+    interpreted = _tests(f"{TRITON}/interpreted", TRITON_INTERPRET="1")
+    return _tests(f"{TRITON}/compiled", TRITON_INTERPRET="0") and interpreted
+
+
+AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed, "triton": triton}
 
 
 def main(names: list[str]) -> int:
@@ -86,18 +94,18 @@ def main(names: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _tests(*arguments: str) -> bool:
-    return _run("pytest", "-n", "2", "--dist", "worksteal", *arguments)
+def _tests(*arguments: str, **environment: str) -> bool:
+    return _run("pytest", "-n", "2", "--dist", "worksteal", *arguments, **environment)
 
 
 def _command(name: str, arguments: tuple[str, ...]) -> list[str]:
     return [str(BIN / name), *arguments]
 
 
-def _run(name: str, *arguments: str) -> bool:
+def _run(name: str, *arguments: str, **environment: str) -> bool:
     # One thread a process: pytest runs two, and torch's pools would fight over the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.run(_command(name, arguments), env=environment).returncode == 0
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}
+    return subprocess.run(_command(name, arguments), env=variables).returncode == 0
 
 
 def _start(name: str, *arguments: str) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ blocks of lanes.
 import triton.language as tl
 
 from sparseflow_kernels.triton_jit import jit
+from sparseflow_kernels.triton_words_jit import multiple
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
@@ -37,7 +38,7 @@ def sddmm_kernel(
         if column.dtype == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
-        place = tl.multiple_of(tl.load(table + column), [UNIT, UNIT]) if TABLE else column.to(tl.int64) * pitch
+        place = multiple(tl.load(table + column), UNIT) if TABLE else column.to(tl.int64) * pitch
         x_rows = x + place[:, :, None]
         dy_rows = dy + (tl.load(lane_rows + lane).to(tl.int64) * dy_pitch)[:, None]
         sums = tl.zeros((STEPS, LANES, TOKENS // VECTOR), dtype=tl.float32)
@@ -45,7 +46,7 @@ def sddmm_kernel(
             if OFFSETS:
                 line = tile // tiles_of_line
                 token = tile % tiles_of_line * TOKENS + tl.arange(0, TOKENS)
-                x_first = tl.multiple_of(tl.load(offsets + line), UNIT)
+                x_first = multiple(tl.load(offsets + line), UNIT)
                 dy_first = line * run
             else:
                 token = tile * TOKENS + tl.arange(0, TOKENS)

@@ -8,7 +8,7 @@ A slice is HEIGHT / LANES blocks of lanes.
 import triton.language as tl
 
 from sparseflow_kernels.triton_jit import jit
-from sparseflow_kernels.triton_words_jit import load_groups
+from sparseflow_kernels.triton_words_jit import load_groups, multiple
 
 # Steps that stand side by side: triton_slices.GROUP.
 _GROUP = tl.constexpr(4)
@@ -29,7 +29,7 @@ def spmm_kernel(
     inside = token < run
     out = line * run + token
     if OFFSETS:
-        x += tl.multiple_of(tl.load(offsets + line), UNIT)
+        x += multiple(tl.load(offsets + line), UNIT)
     for block in range(program, blocks, programs):
         first_lane = block * LANES
         sums = _sums(
@@ -119,7 +119,7 @@ def _add_group(
         if index.dtype.element_ty == tl.int16:
             # The bits are those of an unsigned number.
             column = column.to(tl.int32) & 0xFFFF
-        place = tl.multiple_of(tl.load(table + column), UNIT) if TABLE else column.to(tl.int64) * pitch
+        place = multiple(tl.load(table + column), UNIT) if TABLE else column.to(tl.int64) * pitch
         pointers = x + place[None, :, None]
         if WHOLE and EVEN:
             row = tl.load(pointers)
