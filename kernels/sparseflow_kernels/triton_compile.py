@@ -126,8 +126,8 @@ def faults(compiled: Compiled, chip: Chip, tensor_core: bool = False, itemsize: 
     if compiled.shared > chip.shared:
         found.append(f"{compiled.shared} bytes of shared memory; {chip.name} has {chip.shared}")
     whole, single = compiled.loads.get(16, 0), compiled.loads.get(itemsize, 0)
-    # A few single numbers are read besides: indices, values, biases.
-    if itemsize and single >= whole:
+    # Single numbers are read besides, about one for a row: indices, values, biases.
+    if itemsize and single >= 2 * whole:
         found.append(f"{whole} loads of 16 bytes, and {single} of {itemsize}: rows are not read 16 bytes at a time")
     if tensor_core and compiled.tensor_core is None:
         found.append("no instruction of tensor cores")
