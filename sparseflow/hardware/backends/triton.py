@@ -18,7 +18,6 @@ from sparseflow.hardware.backends.triton_choice import (
     ASSUMED_ROWS,
     DENSE,
     DTYPES,
-    INTERPRETED_HEIGHT,
     WHICH,
     Decision,
     Layout,
@@ -89,7 +88,7 @@ def _decision(work: Workload, seen: bool) -> Decision:
     # What nobody has seen run is not worth a measurement.
     if work.device.type == "cpu":
         # Whoever asks for the interpreter wants to see the kernels run.
-        times = without(modelled(work, H100, INTERPRETED_HEIGHT), DENSE)
+        times = without(modelled(work, H100), DENSE)
         return decide(work, times, f"interpreted, as modelled for the {H100.name} without dense")
     chip = chip_of(work.device)
     if not seen or not torch.cuda.is_available():

@@ -20,7 +20,8 @@ from sparseflow.hardware.backends.triton_op import TritonOp
 from sparseflow.hardware.workload import Geometry, Workload
 from sparseflow.testing import assert_close, check_backend
 from sparseflow.testing.placement import feature_major, is_feature_major
-from sparseflow_kernels import reference
+from sparseflow_kernels import reference, triton_sddmm, triton_spmm
+from sparseflow_kernels.triton_tune import config_text
 
 
 # All 106 cases take minutes (`tools/soak_triton.py`). These are linear layers and strided convolutions, of which all,
@@ -41,13 +42,14 @@ class Fixed(Triton):
 
 
 CONV = Geometry("conv2d", stride=(2, 1), padding=(1, 1), groups=3)
+SPMM, SDDMM = replace(triton_spmm.CONFIGS[4][-1], tokens=32), replace(triton_sddmm.CONFIGS[4][0], part=64)
 MIXES = [
     "dense/dense/dense",
     "gather16/dense/dense",
     "dense/gather64/dense",
     "dense/dense/gather64",
     "gather8/gather32/gather16",
-    "gather64[tokens=64,repeat=2]/gather64/gather64[steps=8,tokens=32,rows=1,part=64]",
+    f"gather64[{config_text(SPMM)}]/gather64/gather64[{config_text(SDDMM)}]",
 ]
 PANELS = ["panel64/panel64/panel128", "panel64[tokens=64,depth=32,warps=4,stages=2]/gather64/panel64"]
 
@@ -182,12 +184,12 @@ def test_it_is_asked_without_loading_triton() -> None:
 
 
 BAD_LAYOUTS = {
-    "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather16/gather16/dense', got 'cpu/1",
+    "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather64/gather64/dense', got 'cpu/1",
     "triton/2/linear/dense/dense/dense": "plan anew",
     "triton/1/linear/dense/dense": "plan anew",
-    "triton/1/linear/gather7/dense/dense": "expected one of dense, gather8, .*, panel128, .*got 'gather7'",
+    "triton/1/linear/gather7/dense/dense": "expected dense, gather8, .*, panel128, .*got 'gather7'",
     "triton/1/linear/dense[tokens=1]/dense/dense": "got 'dense.tokens=1.'",
-    "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as tokens=N,repeat=N.*got 'size=1'",
+    "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as lanes=N,tokens=N.*got 'size=1'",
 }
 
 
