@@ -183,7 +183,7 @@ def test_the_other_promises() -> None:
     points = [
         timed_point("torch-sparse", "torch CSR", 3.0, product="forward"),
         timed_point("torch-sparse", "gather", 1.0, product="forward"),
-        timed_point("packing", "triton", 0.015, product="pack"),
+        timed_point("packing", "triton gather", 0.015, product="pack"),
         timed_point("packing", "triton", 0.02, product="refresh"),
         timed_point("step", "triton", 1.0),
     ]
@@ -289,7 +289,7 @@ def test_times_become_ratios_and_a_fitted_model(monkeypatch: pytest.MonkeyPatch,
     assert {one["config"] for one in found["points"] if one["side"] == "planned"} == {"dense-compact"}
     figures = {figure["name"]: figure["quartiles"] for figure in found["figures"] if figure["samples"]}
     assert figures["fp32 step at 90 % sparse: dense / ours"] == (1.0, 1.0, 1.0)
-    assert {"packing a new mask at 90 % sparse", "bf16 refresh at 90 % sparse, of a step"} <= figures.keys()
+    assert {"packing a new mask at 90 % sparse, gather", "bf16 refresh at 90 % sparse, of a step"} <= figures.keys()
     assert {one["name"] for one in found["fits"]} >= {"eta_gather_fp32", "eta_gather_wgrad_bf16", "eta_dense_fp32"}
     assert found["model"]["eta"].keys() == {one["name"] for one in found["fits"]}
     (kept,) = tmp_path.glob("chip-*.json")
