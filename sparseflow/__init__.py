@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sparseflow import data as data
+    from sparseflow import integrations as integrations
     from sparseflow import models as models
     from sparseflow.files import SparseFormatError as SparseFormatError
     from sparseflow.files import Ticket as Ticket
@@ -57,6 +58,7 @@ _HOMES = {
 _MODULES = {
     "backends": "sparseflow.hardware.backends",
     "data": "sparseflow.data",
+    "integrations": "sparseflow.integrations",
     "models": "sparseflow.models",
     "schedules": "sparseflow.training.schedules",
     "testing": "sparseflow.testing",
