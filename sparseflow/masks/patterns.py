@@ -92,10 +92,10 @@ class NM(Unstructured):
                 f"pattern nm: {self.n}:{self.m} needs inputs in multiples of {self.m}, but {name!r} of shape "
                 f"{tuple(scores.shape)} has {inputs}; leave it out with param_filter, or choose another m"
             )
-        living = scores if alive is None else scores.masked_fill(~alive, -torch.inf)
-        groups = living.movedim(1, -1).unflatten(-1, (-1, self.m))
+        scored = scores if alive is None else scores.masked_fill(~alive, -torch.inf)
+        groups = scored.movedim(1, -1).unflatten(-1, (-1, self.m))
         # Stable, so that of equal scores the first is the lowest, as everywhere.
-        ranks = groups.argsort(-1, stable=True).argsort(-1)
+        ranks = groups.argsort(dim=-1, stable=True).argsort(-1)
         best = (ranks >= self.m - self.n).flatten(-2).movedim(-1, 1).contiguous()
         return best if alive is None else best & alive
 
