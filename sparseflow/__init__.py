@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sparseflow.hardware.plan import remask as remask
     from sparseflow.hardware.plan import sparsify as sparsify
     from sparseflow.hardware.traffic import charge as charge
+    from sparseflow.masks import NM as NM
+    from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
@@ -46,7 +48,7 @@ _HOMES = {
     "sparseflow.hardware.model": ("param_groups",),
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.traffic": ("charge",),
-    "sparseflow.masks": ("Masks", "Unstructured"),
+    "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),

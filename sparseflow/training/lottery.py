@@ -30,6 +30,7 @@ from sparseflow.hardware.sample import Sample
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.floors import Floor
+from sparseflow.masks.importance import Importance
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.ranks import Ranks
@@ -105,6 +106,7 @@ def rounds(
     backend: str | None = None,
     sample: Sample | None = None,
     criterion: str | Criterion = "magnitude",
+    importance: Importance | None = None,
     pattern: Pattern = Unstructured(),
     allocation: Allocation = "global",
     rates: Mapping[str, float] | None = None,
@@ -126,7 +128,20 @@ def rounds(
     without one, they run on the backend named, by default "dense". Raises ProofError where a round broke a rule.
     """
     backend = backend or ("dense" if sample is None else "auto")
-    pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
+    pruning = Pruning(
+        rounds,
+        rate=rate,
+        density=density,
+        schedule=schedule,
+        criterion=criterion,
+        importance=importance,
+        pattern=pattern,
+        allocation=allocation,
+        rates=rates,
+        floor=floor,
+        param_filter=param_filter,
+        seed=seed,
+    )
     yield from _search(model, pruning, rewind, backend, sample, Records(None), ranks.current())
 
 
@@ -251,6 +266,7 @@ def imp(
     rewind: Rewind = "weights",
     backend: str = "auto",
     criterion: str | Criterion = "magnitude",
+    importance: Importance | None = None,
     pattern: Pattern = Unstructured(),
     allocation: Allocation = "global",
     rates: Mapping[str, float] | None = None,
@@ -270,7 +286,20 @@ def imp(
     if not 0 <= rewind_to < trainer.steps:
         raise ValueError(f"rewind_to: expected a step in [0, {trainer.steps}), got {rewind_to}")
     records = records or Records(None)
-    pruning = Pruning(rounds, rate, density, schedule, criterion, pattern, allocation, rates, floor, param_filter, seed)
+    pruning = Pruning(
+        rounds,
+        rate=rate,
+        density=density,
+        schedule=schedule,
+        criterion=criterion,
+        importance=importance,
+        pattern=pattern,
+        allocation=allocation,
+        rates=rates,
+        floor=floor,
+        param_filter=param_filter,
+        seed=seed,
+    )
     yield from records.tickets()
     sample = trainer.sample()
     autocast = trainer.accelerator.autocast
