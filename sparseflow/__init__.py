@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
+    from sparseflow.training.connection import broken_layer as broken_layer
+    from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
     from sparseflow.training.lottery import Round as Round
     from sparseflow.training.lottery import imp as imp
@@ -49,6 +51,7 @@ _HOMES = {
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),

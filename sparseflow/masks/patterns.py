@@ -93,7 +93,8 @@ class NM(Unstructured):
                 f"{tuple(scores.shape)} has {inputs}; leave it out with param_filter, or choose another m"
             )
         scored = scores if alive is None else scores.masked_fill(~alive, -torch.inf)
-        groups = scored.movedim(1, -1).unflatten(-1, (-1, self.m))
+        inward = scored.movedim(1, -1)
+        groups = inward.reshape(*inward.shape[:-1], -1, self.m)
         # Stable, so that of equal scores the first is the lowest, as everywhere.
         ranks = groups.argsort(dim=-1, stable=True).argsort(-1)
         best = (ranks >= self.m - self.n).flatten(-2).movedim(-1, 1).contiguous()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,11 +48,12 @@ class Probe:
         """The loss of a batch; the model's output is divided by `temperature`."""
         x, y = batch
         output = call(self.model, x)
+        if temperature == 1.0:
+            # Whatever the model returns, the caller's loss knows it.
+            return loss(cast(Tensor, output), y)
         if not isinstance(output, Tensor):
-            if temperature != 1.0:
-                raise ValueError(f"grasp: expected a model that returns logits, got {type(output).__name__}")
-            return loss(output, y)
-        return loss(output / temperature if temperature != 1.0 else output, y)
+            raise ValueError(f"grasp: expected a model that returns logits, got {type(output).__name__}")
+        return loss(output / temperature, y)
 
 
 def weighed(batches: Sequence[Batch]) -> list[tuple[float, Batch]]:
