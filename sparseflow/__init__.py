@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
+    from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
@@ -51,6 +52,7 @@ _HOMES = {
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),

@@ -104,8 +104,8 @@ def layerwise_counts(
 def _check_limit(what: str, keep: int, most: int, size: int) -> None:
     if keep > most:
         raise ValueError(
-            f"pattern: it lets {what} keep at most {most:,} of {size:,} weights (density {most / size:.6g}), and {keep:,} "
-            "were to stay; pass a lower density or a higher rate"
+            f"pattern: it lets {what} keep at most {most:,} of {size:,} weights (density {most / size:.6g}), and "
+            f"{keep:,} were to stay; pass a lower density or a higher rate"
         )
 
 

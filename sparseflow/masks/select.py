@@ -35,7 +35,8 @@ def prune_tensors(
     """Returns the masks of the weights to keep, a subset of `masks`: what is pruned never returns.
 
     criterion: what a weight is worth; importance: how its scores are rescaled within each layer, see `rescale`;
-    pattern: which weights are kept or pruned together. weights: all prunable weights by parameter name. masks: what is kept so far, of the same names; None: all.
+    pattern: which weights are kept or pruned together. weights: all prunable weights by parameter name. masks: what is
+    kept so far, of the same names; None: all.
     density: the fraction of all weights to keep; rate: the fraction of the kept ones to prune. Exactly one of
     them, or, for `layerwise`, `rates` (name glob → rate, first match wins) with `rate` for the layers that no
     glob matches. Counts are exact: round half even of density · total or of rate · kept; per layer for

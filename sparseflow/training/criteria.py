@@ -31,6 +31,9 @@ class Evidence:
     start: Mapping[str, Tensor] | None = None
 
 
+NO_EVIDENCE = Evidence()
+
+
 @dataclass(frozen=True)
 class Bound:
     """A criterion by name with what it needs; `iterations` prunings make one."""

@@ -21,7 +21,7 @@ from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.masks.select import prune_tensors
 from sparseflow.ranks import current
 from sparseflow.training import criteria
-from sparseflow.training.criteria import Bound, Evidence, bind
+from sparseflow.training.criteria import NO_EVIDENCE, Bound, Evidence, bind
 from sparseflow.training.orientation import turned
 from sparseflow.training.probe import Batch, Loss
 from sparseflow.training.repeated import masked, prune_repeatedly
@@ -58,8 +58,10 @@ def prune(
     Some criteria need more: "snip" and "grasp" `data`, batches (inputs, targets), all of which they use, and `loss`,
     which takes output and targets to a mean; "synflow" a batch of `data` for its shape; "movement",
     "magnitude_increase", "large_init_large_final" and "large_final_same_sign" `start`, the state dict from before
-    training. "synflow" prunes 100 times, by the same fraction of the survivors each. In a launch of several processes, where each has the same weights, all call
-    it and get the same masks. The rest as in `masks.prune_tensors`, which also lists the errors.
+    training. "synflow" prunes 100 times, by the same fraction of the survivors each.
+
+    In a launch of several processes, where each has the same weights, all call it and get the same masks; `data` is
+    each one's own. The rest as in `masks.prune_tensors`, which also lists the errors.
     """
     weights = prunable_weights(model, param_filter)
     survivors = dict(current_masks(model)) if masks is None else dict(masks)
@@ -120,7 +122,13 @@ class Pruning:
         if self.density is not None:
             schedules.get(self.schedule)(self.density)
 
-    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = Evidence()) -> None:
+    @property
+    def may_cut(self) -> bool:
+        """Whether a floor of 0 allows masks that leave nothing of the network."""
+        floors = self.floor.values() if isinstance(self.floor, Mapping) else [self.floor]
+        return any(floor == 0 for floor in floors)
+
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
         """Says what does not fit the model, before the first training and not after it: by the first pruning."""
         if not self.rounds:
             return
@@ -130,7 +138,7 @@ class Pruning:
         # Present weights are no reason to complain of a layer that would be empty.
         replace(self, criterion=plain, floor=0 if self.floor is None else self.floor)(model, masks, 1, evidence)
 
-    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = Evidence()) -> Masks:
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
         """The masks after the pruning of that number, 1 to `rounds`, from trained weights."""
         density = None
         if self.density is not None:

@@ -69,7 +69,9 @@ def test_convolutions_batch_norm_tokens_and_sparse_layers() -> None:
     assert sf.broken_layer(resnet, masks_of(resnet, ("conv1.weight",)), image) == "conv1.weight"
     gpt = sf.models.gpt(11, context=8, layers=2, heads=1, width=4)
     tokens = torch.zeros(1, 8, dtype=torch.int64)
-    assert sf.broken_layer(gpt, masks_of(gpt, ("blocks.0.attention.v.weight", "blocks.1.mlp.up.weight")), tokens) is None
+    assert (
+        sf.broken_layer(gpt, masks_of(gpt, ("blocks.0.attention.v.weight", "blocks.1.mlp.up.weight")), tokens) is None
+    )
     assert sf.broken_layer(gpt, masks_of(gpt, ("head.weight",)), tokens) == "head.weight"
     masks = sf.prune(LENET, 0.01, criterion="random", floor=1)
     sparse = sf.sparsify(sf.models.lenet_300_100(inputs=8, classes=3), masks, backend="dense-compact")
