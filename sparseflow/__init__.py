@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
-    from sparseflow.training.lottery import Round as Round
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
+    from sparseflow.training.round import Round as Round
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
 

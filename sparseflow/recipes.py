@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from sparseflow import data, models
+from sparseflow.algorithms import make_dynamic
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
@@ -83,6 +84,9 @@ class PruningSpec(_Strict):
     rewind_to: int = Field(0, ge=0)
 
 
+_ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
+
+
 class ControlSpec(_Strict):
     rounds: list[int] = []
     kinds: list[Kind] = ["reinit", "shuffle", "random"]
@@ -95,7 +99,9 @@ class Recipe(_Strict):
     model: Named
     data: Named
     training: TrainingSpec
-    pruning: PruningSpec
+    # "imp", or a method whose masks change in training: see `sparseflow.algorithms`.
+    algorithm: Named = Named(name="imp")
+    pruning: PruningSpec = _ONE_ROUND
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
@@ -122,7 +128,11 @@ class Recipe(_Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
-        make_pruning(self.pruning)
+        if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
+            make_pruning(self.pruning)
+        elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
+            name = self.algorithm.name
+            raise ValueError(f"pruning: algorithm {name!r} prunes by its own options; only param_filter goes here")
         return self
 
 

@@ -9,7 +9,7 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 import yaml
 
 from sparseflow import data
+from sparseflow.algorithms import make_dynamic
+from sparseflow.files import Ticket
 from sparseflow.files.atomic import atomic_write
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
@@ -28,10 +30,10 @@ from sparseflow.recipes import Named, Recipe, make_pruning, make_trainer, read_r
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
 from sparseflow.training.engines import EngineName
-from sparseflow.training.lottery import imp
-from sparseflow.training.pruning import prunable_weights
+from sparseflow.training.lottery import imp, train_dynamic
+from sparseflow.training.pruning import Start, prunable_weights
 from sparseflow.training.records import Records, write_json
-from sparseflow.training.trainer import Listener, Stopped
+from sparseflow.training.trainer import Listener, Stopped, Trainer
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,9 @@ def check(recipe: Recipe) -> Task:
         backends.get(recipe.backend)
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
     everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
-    make_pruning(recipe.pruning).check(trainer.model, everything)
+    method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
+    prunes = make_pruning(recipe.pruning) if method is None else Start(method, recipe.pruning.param_filter)
+    prunes.check(trainer.model, everything)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
     try:
         with torch.no_grad(), untouched(trainer.model):
@@ -188,8 +192,28 @@ def run_seed(
     }
     trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine)
     trainer.should_stop = should_stop
-    spec = recipe.pruning
-    for ticket in imp(
+    for ticket in _tickets(trainer, recipe, seed, records):
+        listener({"seed": seed, "kind": "round", "event": "trained", **metrics_of(ticket.provenance["metrics"])})
+        about["round"] = ticket.round + 1
+    rewind_point = records.rewind_point(trainer.device)
+    assert rewind_point is not None
+    for number in recipe.controls.rounds:
+        ticket = records.ticket(number)
+        for kind in recipe.controls.kinds:
+            about.update(kind=kind, round=number)
+            if records.metrics(number, kind) is None:
+                if trainer.stopping():
+                    raise Stopped(0)
+                train_control(trainer, ticket, kind, rewind_point, records)
+            listener({"seed": seed, "kind": kind, "event": "trained", **metrics_of(records.metrics(number, kind))})
+
+
+def _tickets(trainer: Trainer, recipe: Recipe, seed: int, records: Records) -> Iterator[Ticket]:
+    spec, algorithm = recipe.pruning, recipe.algorithm
+    method = make_dynamic(algorithm.name, algorithm.options, trainer.steps)
+    if method is not None:
+        return train_dynamic(trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records)
+    return imp(
         trainer,
         rounds=spec.rounds,
         rate=spec.rate,
@@ -205,20 +229,7 @@ def run_seed(
         param_filter=spec.param_filter,
         seed=seed,
         records=records,
-    ):
-        listener({"seed": seed, "kind": "round", "event": "trained", **metrics_of(ticket.provenance["metrics"])})
-        about["round"] = ticket.round + 1
-    rewind_point = records.rewind_point(trainer.device)
-    assert rewind_point is not None
-    for number in recipe.controls.rounds:
-        ticket = records.ticket(number)
-        for kind in recipe.controls.kinds:
-            about.update(kind=kind, round=number)
-            if records.metrics(number, kind) is None:
-                if trainer.stopping():
-                    raise Stopped(0)
-                train_control(trainer, ticket, kind, rewind_point, records)
-            listener({"seed": seed, "kind": kind, "event": "trained", **metrics_of(records.metrics(number, kind))})
+    )
 
 
 def metrics_of(found: object) -> dict[str, Any]:

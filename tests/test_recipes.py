@@ -95,7 +95,7 @@ def test_a_file_that_is_no_recipe_is_refused(small: str, content: str, message: 
 
 
 def test_an_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="no recipe 'lennet': expected a YAML file or one of: digits, gpt"):
+    with pytest.raises(ValueError, match="no recipe 'lennet': expected a YAML file or one of: acdc, digits, "):
         load_recipe("lennet")
 
 

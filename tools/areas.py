@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140}
+ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140, "algorithms": 40}
 SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
 
 
@@ -47,9 +47,12 @@ CPU = [
 DISTRIBUTED = ["tests/distributed", "tests/hardware/test_traffic.py", "tests/masks/test_sharded.py"]
 
 
+ALGORITHMS = ["tests/algorithms"]
+
+
 def foundation() -> bool:
     """Masks, hardware, files, training, data, command line and documentation."""
-    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED)))
+    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED, *ALGORITHMS)))
 
 
 def cpu() -> bool:
@@ -62,7 +65,12 @@ def distributed() -> bool:
     return _tests(*DISTRIBUTED)
 
 
-AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed}
+def algorithms() -> bool:
+    """Every algorithm against its oracles."""
+    return _tests(*ALGORITHMS)
+
+
+AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed, "algorithms": algorithms}
 
 
 def main(names: list[str]) -> int:

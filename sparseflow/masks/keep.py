@@ -16,6 +16,7 @@ from sparseflow.masks.allocation import (
     share_out,
     uniform_weights,
 )
+from sparseflow.masks.criteria import Scores
 from sparseflow.masks.floors import Floor, check_floors, check_none_empty, lower_limits
 from sparseflow.masks.pieces import Pieces
 from sparseflow.masks.threshold import Group, apply_thresholds, find_thresholds
@@ -53,6 +54,17 @@ def keep_units(pieces: Pieces, layers: Mapping[str, Layer], amounts: Amounts, cr
         units = _drop_lowest(pieces, _own_groups(layers, _counts(layers, lower, amounts)))
     check_none_empty(pieces.kept(list(layers), units), layers, lower, criterion)
     return units
+
+
+def keep_highest(scores: Scores, survivors: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns masks that keep so many of the highest scores of each layer among its survivors.
+
+    Of equal scores the lowest index goes first. Raises ValueError for scores that are not finite.
+    """
+    pieces = Pieces.whole(scores, survivors)
+    groups = [Group([name], int(survivors[name].count_nonzero()) - count) for name, count in counts.items()]
+    kept = _drop_lowest(pieces, groups)
+    return {piece.layer: kept[piece.place] for piece in pieces.here}
 
 
 def _counts(layers: Mapping[str, Layer], lower: Mapping[str, int | None], amounts: Amounts) -> dict[str, int]:

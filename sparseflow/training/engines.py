@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sparseflow.hardware.plan import remask
 from sparseflow.ranks import Ranks
 from sparseflow.training.progress import optimizer_state, restore_optimizer
 
@@ -36,6 +37,9 @@ class Engine(Protocol):
 
     def step(self, clip: float | None) -> None:
         """One optimizer step; gradients are cleared. `clip` bounds their norm."""
+
+    def remask(self, masks: Mapping[str, Tensor]) -> None:
+        """Gives the model in training other masks; the optimizer's state follows, gradients are cleared."""
 
     def gather(self) -> None:
         """Brings the present weights into the model that was given."""
@@ -68,10 +72,8 @@ class Replicated:
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, accelerator: Accelerator) -> None:
         self._model, self._accelerator = model, accelerator
         self.optimizer = make_optimizer(model)
-        self.module, scaled = accelerator.prepare(model, self.optimizer)
-        # accelerate's wrapper looks for other packages on the disk at each step; it is needed only to scale losses.
-        self._stepping = self.optimizer if accelerator.scaler is None else scaled
         self._alone = accelerator.num_processes == 1
+        self._prepare()
 
     def micro_batch(self, last: bool) -> AbstractContextManager[None]:
         if last or self._alone:
@@ -88,6 +90,15 @@ class Replicated:
         self._stepping.step()
         clear_gradients(self.optimizer)
 
+    def remask(self, masks: Mapping[str, Tensor]) -> None:
+        clear_gradients(self.optimizer)
+        before = {id(parameter) for parameter in self._model.parameters()}
+        remask(self._model, masks, self.optimizer)
+        if not self._alone and any(id(parameter) not in before for parameter in self._model.parameters()):
+            # DDP sends the gradients of the parameters that it saw.
+            self.release()
+            self._prepare()
+
     def gather(self) -> None:
         """Every rank has the weights."""
 
@@ -103,6 +114,11 @@ class Replicated:
         self._accelerator.free_memory()
         # With this mark, which it leaves, its next `prepare` of the model would do nothing, autocast included.
         self._model.__dict__.pop("_is_accelerate_prepared", None)
+
+    def _prepare(self) -> None:
+        self.module, scaled = self._accelerator.prepare(self._model, self.optimizer)
+        # accelerate's wrapper looks for other packages on the disk at each step; it is needed only to scale losses.
+        self._stepping = self.optimizer if self._accelerator.scaler is None else scaled
 
 
 def clear_gradients(optimizer: torch.optim.Optimizer) -> None:

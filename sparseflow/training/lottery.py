@@ -22,16 +22,18 @@ from sparseflow.files import Ticket
 from sparseflow.hardware.sample import Sample
 from sparseflow.masks.allocation import Allocation
 from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.importance import Importance
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.training.criteria import Evidence
 from sparseflow.training.probe import Batch, Loss
-from sparseflow.training.pruning import ParamFilter, Pruning
+from sparseflow.training.pruning import ParamFilter, Pruning, Start
 from sparseflow.training.records import Records
+from sparseflow.training.round import Round as Round
 from sparseflow.training.search import Rewind as Rewind
-from sparseflow.training.search import Round as Round
 from sparseflow.training.search import search, train_rounds
+from sparseflow.training.seeds import derive
 from sparseflow.training.trainer import Trainer
 
 
@@ -143,4 +145,28 @@ def imp(
         rewind_to=rewind_to,
         backend=backend,
         batches=batches,
+    )
+
+
+def train_dynamic(
+    trainer: Trainer,
+    method: Dynamic,
+    *,
+    backend: str = "auto",
+    param_filter: ParamFilter | None = None,
+    records: Records | None = None,
+) -> Iterator[Ticket]:
+    """Yields two tickets: of the dense network, and of one that trains from the same weights while its masks change.
+
+    So both have had equal steps, data and noise. The second ticket has the masks of the end and the weights of the
+    beginning. With `records`, a folder, a stopped run resumes by the same call.
+    """
+    start = Start(method, param_filter, derive(trainer.seed, "masks"))
+    yield from train_rounds(
+        trainer,
+        start,
+        records or Records(None),
+        algorithm=type(method).__name__.lower(),
+        backend=backend,
+        dynamic=method,
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from sparseflow.hardware.model import current_masks, dense_weights
 from sparseflow.masks import schedules
 from sparseflow.masks.allocation import Allocation, check_amounts
 from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.floors import Floor
 from sparseflow.masks.importance import Importance
 from sparseflow.masks.masks import Masks
@@ -24,7 +25,8 @@ from sparseflow.training import criteria
 from sparseflow.training.criteria import NO_EVIDENCE, Bound, Evidence, bind
 from sparseflow.training.orientation import turned
 from sparseflow.training.probe import Batch, Loss
-from sparseflow.training.repeated import masked, prune_repeatedly
+from sparseflow.training.repeated import prune_repeatedly
+from sparseflow.training.round import masked
 
 # A name glob, several of them, or a function of the dense name.
 ParamFilter = str | Sequence[str] | Callable[[str], bool]
@@ -85,12 +87,39 @@ def prune(
     if not isinstance(chosen, Bound):
         return select(weights, survivors, density=density, rate=rate, rates=rates)
     Masks(survivors).check({name: weight.shape for name, weight in weights.items()})
+    survivors = dict(Masks(survivors).to(device))
     if chosen.iterations == 1:
         return select(masked(weights, survivors), survivors, density=density, rate=rate, rates=rates)
     check_amounts(allocation, density, rate, rates)
     return prune_repeatedly(
         select, weights, survivors, iterations=chosen.iterations, pattern=pattern, density=density, rate=rate
     )
+
+
+class Prunes(Protocol):
+    """What decides the masks of each round of a search."""
+
+    @property
+    def rounds(self) -> int:
+        """How many prunings there are."""
+        ...
+
+    @property
+    def param_filter(self) -> ParamFilter | None:
+        """Which weights may be pruned."""
+        ...
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether masks may leave no path from the input to the output."""
+        ...
+
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
+        """Says what does not fit the model, before the first training."""
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
+        """The masks after the pruning of that number, 1 to `rounds`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -160,6 +189,26 @@ class Pruning:
             loss=evidence.loss,
             start=evidence.start,
         )
+
+
+@dataclass(frozen=True)
+class Start:
+    """One pruning: the masks with which a method that changes them in training begins."""
+
+    method: Dynamic
+    param_filter: ParamFilter | None = None
+    seed: int = 0
+    rounds: int = 1
+    # What is cut at the start may grow together.
+    may_cut: bool = True
+
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
+        """Says what does not fit the model, before the first training."""
+        self(model, masks, 1)
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
+        """The masks to begin with."""
+        return self.method.start(prunable_weights(model, self.param_filter), self.seed)
 
 
 def prunable_weights(model: nn.Module, param_filter: ParamFilter | None = None) -> dict[str, Tensor]:

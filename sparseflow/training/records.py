@@ -31,7 +31,7 @@ from sparseflow.files.part import Part, array_part, json_part, tensors_part
 from sparseflow.files.readers import read_array, read_json, read_tensors, read_ticket, read_weights
 from sparseflow.files.shelf import Shelf
 from sparseflow.files.sparse_safetensors import sparse_part
-from sparseflow.hardware.model import dense_state
+from sparseflow.hardware.model import current_masks, dense_state
 from sparseflow.hardware.plan import Plan
 from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.ranks import ALONE, Ranks
@@ -214,7 +214,7 @@ class Records:
             self.keep_rewind_point(rewind_point)
 
         def weights() -> dict[str, Part]:
-            early = Weights(_dense_names(trained.early_state, model), ticket.masks, {"step": trained.early_stop_step})
+            early = _early(trained, model, ticket.masks)
             return {
                 _TRAINED: sparse_part(Weights(dense_state(model), ticket.masks, {}), "compact"),
                 _EARLY: sparse_part(early, "compact"),
@@ -292,10 +292,11 @@ def write_json(path: Path, content: object) -> None:
         file.write((json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
-def _dense_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    # A state dict of the sparse model, turned into the dense model's by loading it once.
+def _early(trained: Trained, model: nn.Module, masks: Masks) -> Weights:
+    # A state dict of the sparse model, turned into the dense model's by loading it once. The masks of then may be
+    # others than those of the end.
     now = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
-    model.load_state_dict(state)
-    dense = dense_state(model)
+    model.load_state_dict(trained.early_state)
+    early = Weights(dense_state(model), Masks({**masks, **current_masks(model)}), {"step": trained.early_stop_step})
     model.load_state_dict(now)
-    return dense
+    return early

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from sparseflow.masks.criteria import Scores
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern
+from sparseflow.training.round import masked
 
 
 class Select(Protocol):
@@ -56,11 +56,6 @@ def prune_repeatedly(
         towards = min(most, present * (density / present) ** (number / iterations))
         masks = select(masked(weights, masks), masks, density=towards)
     return select(masked(weights, masks), masks, density=density)
-
-
-def masked(weights: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, zero where the masks prune."""
-    return {name: torch.where(masks[name].to(weight.device), weight, 0.0) for name, weight in weights.items()}
 
 
 def _most(pattern: Pattern, masks: Mapping[str, Tensor], units: Mapping[str, Tensor]) -> int:

@@ -5,28 +5,29 @@ What iterative pruning and pruning at initialisation have in common; `lottery` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name, sparse_layers
-from sparseflow.hardware.plan import Plan, densify, sparsify
+from sparseflow.hardware.plan import densify, sparsify
 from sparseflow.hardware.sample import Sample
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.masks import Masks
 from sparseflow.ranks import Ranks
 from sparseflow.training import proof
 from sparseflow.training.agreement import check_structure
 from sparseflow.training.connection import check_connected
 from sparseflow.training.criteria import NO_EVIDENCE, Evidence
-from sparseflow.training.pruning import Pruning, prunable_weights
+from sparseflow.training.pruning import Prunes, prunable_weights
 from sparseflow.training.records import Records, describe
+from sparseflow.training.round import Round, masked
 from sparseflow.training.round_plan import plan_round
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Stopped, Trainer
@@ -34,60 +35,9 @@ from sparseflow.training.trainer import Stopped, Trainer
 Rewind = Literal["weights", "learning_rate", "none"]
 
 
-@dataclass
-class Round:
-    """One network to train: `model`, sparse by `masks`, at its rewind point. `finish` it when it is trained."""
-
-    index: int
-    model: nn.Module
-    masks: Masks
-    plan: Plan | None
-    # The state that training starts from: dense names → tensors, zeros at pruned places.
-    start: dict[str, Tensor] = field(repr=False)
-    # The state that later rounds rewind to: theta_k, whole.
-    rewind_point: dict[str, Tensor] = field(repr=False)
-    metrics: dict[str, Any] | None = None
-    # Of the rewind point, when it was marked.
-    _marked: dict[str, str] = field(default_factory=dict, repr=False)
-
-    def __post_init__(self) -> None:
-        self._marked = self._marked or proof.digests(self.rewind_point)
-
-    @property
-    def density(self) -> float:
-        return self.masks.density
-
-    def mark_rewind_point(self) -> None:
-        """Makes the present weights theta_k. For rewinding to step k, call it there, in round 0."""
-        if self.index != 0:
-            raise ValueError(f"the rewind point belongs to round 0, this is round {self.index}")
-        self.rewind_point = dense_state(self.model)
-        self._marked = proof.digests(self.rewind_point)
-
-    def after(self, model: nn.Module, masks: Masks, plan: Plan | None, start: dict[str, Tensor]) -> Round:
-        """The next round, with the same rewind point."""
-        return Round(self.index + 1, model, masks, plan, start, self.rewind_point, None, self._marked)
-
-    def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Says that the model is trained. `metrics` goes with the ticket.
-
-        Proves that no pruned weight moved, and that the rewind point did not.
-        """
-        proof.prove_pruned(self.model, self.masks)
-        proof.prove_unmoved(self.rewind_point, self._marked)
-        self.metrics = dict(metrics or {})
-
-    def ticket(self, provenance: Mapping[str, Any] | None = None) -> Ticket:
-        """The ticket: masks and the state to train them from."""
-        made_under = None if self.plan is None else self.plan.to_json()
-        about = {"algorithm": "imp", "round": self.index, "metrics": self.metrics or {}, **(provenance or {})}
-        state = self.start if self.index else self.rewind_point
-        return Ticket(self.masks, state, made_under, about)
-
-
 def train_rounds(
     trainer: Trainer,
-    pruning: Pruning,
+    pruning: Prunes,
     records: Records,
     *,
     algorithm: str,
@@ -95,8 +45,12 @@ def train_rounds(
     rewind_to: int = 0,
     backend: str = "auto",
     batches: int = 1,
+    dynamic: Dynamic | None = None,
 ) -> Iterator[Ticket]:
-    """Yields a ticket after each training, first those on record. `batches`: how many first ones criteria look at."""
+    """Yields a ticket after each training, first those on record.
+
+    `batches`: how many of the first ones criteria look at. `dynamic`: what changes masks in trainings from round 1 on.
+    """
     if batches < 1:
         raise ValueError(f"batches: expected at least 1 for a criterion to look at, got {batches}")
     yield from records.tickets()
@@ -113,7 +67,10 @@ def train_rounds(
             schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
             at_step={rewind_to: partial(_mark, round, records)} if round.index == 0 and rewind_to else None,
             progress=records.progress(round.index, round.masks, trainer.seed),
+            dynamic=dynamic if round.index else None,
         )
+        if dynamic is not None and round.index:
+            round.take_masks()
         round.finish(describe(round.index, round.masks, round.plan, trained))
         about = {"algorithm": algorithm, "seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to}
         ticket = round.ticket(about)
@@ -126,7 +83,7 @@ def train_rounds(
 
 def search(
     model: nn.Module,
-    pruning: Pruning,
+    pruning: Prunes,
     rewind: Rewind,
     backend: str,
     sample: Sample | None,
@@ -172,7 +129,7 @@ def search(
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = _masked(state, masks_by_every_name(model, masks))
+        start = masked(state, masks_by_every_name(model, masks))
         with autocast():
             chosen = plan_round(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
@@ -189,10 +146,6 @@ def _train(round: Round) -> Iterator[Round]:
     yield round
     if round.metrics is None:
         raise RuntimeError(f"round {round.index} was not finished: call round.finish() after training it")
-
-
-def _masked(state: dict[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
 
 
 def _check_dense(model: nn.Module, finished: int) -> None:

@@ -56,6 +56,9 @@ class Sharded:
         self.optimizer.step()
         clear_gradients(self.optimizer)
 
+    def remask(self, masks: Mapping[str, Tensor]) -> None:
+        raise ValueError("fsdp2 trains with masks that stay; train with masks that change on ddp")
+
     def gather(self) -> None:
         with torch.no_grad():
             for whole, shard in self._pairs():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING
@@ -12,12 +14,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.model import logical_numel, param_groups
 from sparseflow.hardware.optimizers import check_optimizer
 from sparseflow.hardware.traffic import gradient_bytes
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.training.agreement import Pulse, check_structure
 from sparseflow.training.engines import make_engine
 from sparseflow.training.evaluation import Evaluation, evaluate
+from sparseflow.training.masking import Masking
 from sparseflow.training.progress import Progress
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.seeds import derive
@@ -61,14 +66,26 @@ class Training:
     """One call of `Trainer.train`, by all ranks."""
 
     def __init__(
-        self, trainer: Trainer, model: nn.Module, start: int, schedule: Schedule, progress: Progress | None
+        self,
+        trainer: Trainer,
+        model: nn.Module,
+        start: int,
+        schedule: Schedule,
+        progress: Progress | None,
+        dynamic: Dynamic | None = None,
     ) -> None:
         self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
         self.ranks = trainer.ranks
+        self.masking = None if dynamic is None else Masking(dynamic, derive(trainer.seed, "masks"), self.ranks)
+        if progress is not None and progress.saved is not None:
+            # First of all: masks may have changed since the start, and parameters with them.
+            self.model.load_state_dict(progress.saved.model)
         # `first` is where the training began, `start` where this call of it does, after a resume.
         self.first = self.start = start
         self.engine = make_engine(trainer.engine, model, self._make_optimizer, trainer.accelerator, self.ranks)
         self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
+        # Before, a network that gets sparser on its way is not yet what it will be.
+        self.settled = 0 if dynamic is None else dynamic.settled
         self.noise = derive(trainer.seed, "noise")
         self.best_loss, self.best_step = float("inf"), start
         self.best_state: dict[str, Tensor] = {}
@@ -117,7 +134,14 @@ class Training:
         mine = indices.chunk(parts)[self.ranks.rank * each :][:each] if parts > 1 else (indices,)
         first = step * parts + self.ranks.rank * each
         self.losses = []
-        for number, part in enumerate(mine):
+        with self._dense_gradients(step) as dense:
+            self._micro_batches(mine, first)
+        if self.masking is None or not self._change_masks(self.masking, step, dense):
+            engine.step(trainer.clip)
+
+    def _micro_batches(self, parts: Sequence[Tensor], first: int) -> None:
+        trainer, engine, each = self.trainer, self.engine, self.trainer.accumulate
+        for number, part in enumerate(parts):
             _seed(self.noise + first + number, trainer.device)
             x, y = trainer.data.train.batch(part)
             x, y = x.to(trainer.device, non_blocking=True), y.to(trainer.device, non_blocking=True)
@@ -125,21 +149,26 @@ class Training:
                 loss = trainer.loss(engine.module(x), y)
                 engine.backward(loss / each if each > 1 else loss)
             self.losses.append(loss.detach())
-        engine.step(trainer.clip)
+
+    def _dense_gradients(self, step: int) -> AbstractContextManager[dict[str, DenseGradient]]:
+        return nullcontext({}) if self.masking is None else self.masking.gradients(step, self.model)
+
+    def _change_masks(self, masking: Masking, step: int, dense: Mapping[str, DenseGradient]) -> bool:
+        """Changes the masks where they are due. Returns whether the optimizer's step is done, or replaced."""
+        instead = masking.method.replaces_step
+        if not instead:
+            self.engine.step(self.trainer.clip)
+        masks = masking.update(step, self.model, dense)
+        if masks is not None:
+            self.engine.remask(masks)
+        return masks is not None or not instead
 
     def finish(self, began: float) -> Trained:
         """Measures on the test split, at early stop and at the end."""
         trainer = self.trainer
         self.engine.release()
         at_end = self._test()
-        # The tensors themselves: a state dict has nothing at pruned places, and would hide what the proof looks for.
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        last = [tensor.detach().clone() for tensor in tensors]
-        self.model.load_state_dict(self.best_state)
-        at_best = self._test() if self.best_step != trainer.steps else at_end
-        with torch.no_grad():
-            for tensor, value in zip(tensors, last):
-                tensor.copy_(value)
+        at_best = at_end if self.best_step == trainer.steps else self._test_at_best()
         self.model.zero_grad()
         return Trained(
             steps=trainer.steps - self.first,
@@ -162,9 +191,15 @@ class Training:
         check_optimizer(optimizer, model)
         return optimizer
 
-    def _test(self) -> Evaluation:
-        trainer = self.trainer
-        return evaluate(self.model, trainer.data.test, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
+    def _test(self, model: nn.Module | None = None) -> Evaluation:
+        trainer, model = self.trainer, model or self.model
+        return evaluate(model, trainer.data.test, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
+
+    def _test_at_best(self) -> Evaluation:
+        # A copy, since the masks of then may be others, and loading them would exchange the model's parameters.
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.best_state)
+        return self._test(model)
 
     def _finite_loss(self, done: int) -> float:
         """The last step's, over the micro-batches of all ranks, which differ. FloatingPointError on all alike."""
@@ -179,7 +214,7 @@ class Training:
         found = evaluate(self.engine.module, split, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
         if not math.isfinite(found.loss):
             raise FloatingPointError(_NOT_FINITE.format(what="the validation loss", step=done))
-        if found.loss < self.best_loss:
+        if found.loss < self.best_loss and done >= self.settled:
             self.best_loss, self.best_step = found.loss, done
             self.engine.gather()
             self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
@@ -218,7 +253,6 @@ class Training:
     def _restore(self, progress: Progress) -> None:
         saved = progress.saved
         assert saved is not None
-        self.model.load_state_dict(saved.model)
         self.engine.scatter(saved.optimizer)
         scaler = self.trainer.accelerator.scaler
         if scaler is not None and saved.state["scaler"]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sparseflow import ranks
 from sparseflow.data import Data
+from sparseflow.masks.dynamic import Dynamic
 from sparseflow.ranks import Ranks
 from sparseflow.training.engines import EngineName
 from sparseflow.training.evaluation import Loss, cross_entropy
@@ -146,6 +147,7 @@ class Trainer:
         schedule: Schedule | None = None,
         at_step: dict[int, Callable[[], None]] | None = None,
         progress: Progress | None = None,
+        dynamic: Dynamic | None = None,
     ) -> Trained:
         """Trains the model in place from step `start` to the last, with a fresh optimizer.
 
@@ -155,7 +157,12 @@ class Trainer:
         """
         if not 0 <= start < self.steps:
             raise ValueError(f"start: expected a step in [0, {self.steps}), got {start}")
-        run = Training(self, model, start, schedule or self.schedule, progress)
+        if dynamic is not None and dynamic.settled > self.steps:
+            raise ValueError(
+                f"{type(dynamic).__name__}: its masks have their last density after {dynamic.settled} steps, and the "
+                f"training has {self.steps}; end them earlier, or train longer"
+            )
+        run = Training(self, model, start, schedule or self.schedule, progress, dynamic)
         began = time.perf_counter()
         for step in run.remaining():
             if at_step and step in at_step:
@@ -165,9 +172,9 @@ class Trainer:
             at_step[self.steps]()
         return run.finish(began)
 
-    def stepper(self, model: nn.Module) -> Callable[[int], None]:
+    def stepper(self, model: nn.Module, dynamic: Dynamic | None = None) -> Callable[[int], None]:
         """A function that does the optimizer step of a number, nothing else: for benchmarks of the step itself."""
-        return Training(self, model, 0, self.schedule, None).step
+        return Training(self, model, 0, self.schedule, None, dynamic).step
 
     def _on_cpus(self) -> bool:
         return self.ranks.world > 1 and not torch.cuda.is_available()

@@ -1,0 +1,1 @@
+from quick_trainings import quick_small_trainings as quick_small_trainings

@@ -1,0 +1,140 @@
+"""Masks that change in training: pruned weights stay zero, nothing dense stays, and what was stopped goes on."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from leavings import left_in
+from tiny_task import SGD, tiny_trainer
+
+import sparseflow as sf
+from sparseflow.files import Ticket
+from sparseflow.hardware.dense_gradient import DenseGradient
+from sparseflow.hardware.model import sparse_layers
+from sparseflow.masks.dynamic import SET, Dynamic, RigL
+from sparseflow.masks.phases import ACDC, GMP, SPDF, Static
+from sparseflow.training.lottery import train_dynamic
+from sparseflow.training.pruning import Start
+from sparseflow.training.records import Records
+from sparseflow.training.trainer import Stopped, Trainer
+
+METHODS = [RigL(0.4, until=6, every=2), SET(0.4, until=6, every=2)]
+PHASES = [GMP(0.4, until=5, every=2), ACDC(0.4, 1, 2, 5), SPDF(0.4, 3), Static(0.4)]
+ADAM = partial(torch.optim.Adam, lr=0.01, fused=True)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def train(folder: Path | None, method: Dynamic, trainer: Trainer | None = None, **changes: Any) -> list[Ticket]:
+    arguments: dict[str, Any] = {"backend": "dense-compact", **changes}
+    return list(train_dynamic(trainer or tiny_trainer(), method, records=Records(folder), **arguments))
+
+
+def sparse_trainer(method: Dynamic, backend: str = "dense-compact", **changes: Any) -> Trainer:
+    trainer = tiny_trainer(**changes)
+    masks = Start(method, None, 1)(trainer.model, sf.Masks({}), 1)
+    sf.sparsify(trainer.model, masks, backend=backend)
+    return trainer
+
+
+@pytest.mark.parametrize("optimizer", [SGD, ADAM])
+@pytest.mark.parametrize("method", METHODS + PHASES)
+def test_stopped_at_every_step(tmp_path: Path, method: Dynamic, optimizer: Any) -> None:
+    whole = train(tmp_path / "whole", method, tiny_trainer(optimizer=optimizer))
+    stops = 0
+    while True:
+        trainer = tiny_trainer(optimizer=optimizer)
+        trainer.should_stop = lambda: True
+        try:
+            parts = train(tmp_path / "parts", method, trainer)
+            break
+        except Stopped:
+            stops += 1
+    assert stops == 11
+    assert [ticket.digest for ticket in parts] == [ticket.digest for ticket in whole]
+    assert left_in(tmp_path / "parts") == left_in(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_backend_finds_the_same_masks(method: Dynamic) -> None:
+    found = {name: train(None, method, backend=name)[1].masks.digest for name in ("dense", "dense-compact", "cpu")}
+    assert len(set(found.values())) == 1
+    begun = Start(method, None, 0)(tiny_trainer().model, sf.Masks({}), 1)
+    assert found["cpu"] != begun.digest
+
+
+@pytest.mark.parametrize("method", METHODS + PHASES)
+def test_pruned_weights_and_their_optimizer_state_are_zero_after_each_step(method: Dynamic) -> None:
+    trainer = sparse_trainer(method, "dense", optimizer=partial(SGD, weight_decay=0.1))
+    digests, step = set(), trainer.stepper(trainer.model, method)
+    for number in range(6):
+        step(number)
+        for layer in sparse_layers(trainer.model).values():
+            assert not layer.weight[~layer.mask].any()
+            assert not layer.values[~layer.mask].any()
+        digests.add(sf.Masks({name: layer.mask for name, layer in sparse_layers(trainer.model).items()}).digest)
+    assert len(digests) == {RigL: 3, SET: 3, GMP: 4, ACDC: 3, SPDF: 2, Static: 1}[type(method)]
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole() -> None:
+    # Without BatchNorm's sight of the batch or dropout, cutting it changes nothing but the order of sums.
+    def net() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+
+    digests = {train(None, METHODS[0], tiny_trainer(net, accumulate=parts))[1].masks.digest for parts in (1, 2, 4)}
+    assert len(digests) == 1
+
+
+def test_dense_gradients_are_there_in_update_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, added = sparse_trainer(METHODS[0]), list[int]()
+    add, now = DenseGradient.add, [0]
+
+    def counted(self: DenseGradient, dy: torch.Tensor, x: torch.Tensor) -> None:
+        added.append(now[0])
+        add(self, dy, x)
+
+    monkeypatch.setattr(DenseGradient, "add", counted)
+    step = trainer.stepper(trainer.model, METHODS[0])
+    for now[0] in range(6):
+        step(now[0])
+        assert all(layer.dense_gradient is None for layer in sparse_layers(trainer.model).values())
+    assert added == [2, 2, 4, 4]
+
+
+def test_an_overflowed_gradient_changes_no_mask() -> None:
+    trainer = sparse_trainer(METHODS[0])
+    before = {name: layer.mask for name, layer in sparse_layers(trainer.model).items()}
+    trainer.loss = lambda y, target: (y * torch.inf).sum()
+    trainer.stepper(trainer.model, METHODS[0])(2)
+    assert all(torch.equal(layer.mask, before[name]) for name, layer in sparse_layers(trainer.model).items())
+
+
+def test_outputs_are_the_same_bits_when_a_sparse_model_becomes_dense() -> None:
+    # What SPDF does at the step between its two halves.
+    trainer = sparse_trainer(PHASES[2], backend="dense")
+    trainer.stepper(trainer.model)(0)
+    model, x = trainer.model.eval(), trainer.sample()
+    before = model(x)
+    sf.remask(model, {name: torch.ones_like(layer.mask) for name, layer in sparse_layers(model).items()})
+    assert torch.equal(model(x), before)
+
+
+def test_early_stop_waits_for_the_last_density() -> None:
+    method = GMP(0.4, until=4, every=1)
+    trainer = sparse_trainer(method, evaluate_every=1)
+    # The best network is the first one, unless one has to wait.
+    trainer.schedule = lambda step: 0.0
+    assert trainer.train(trainer.model, dynamic=method).early_stop_step >= 5
+
+
+def test_masks_that_would_never_be_done() -> None:
+    trainer = sparse_trainer(PHASES[1])
+    message = "ACDC: its masks have their last density after 9 steps, and the training has 6"
+    with pytest.raises(ValueError, match=message):
+        trainer.train(trainer.model, dynamic=ACDC(0.4, 1, 1, 9))
