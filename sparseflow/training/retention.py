@@ -30,8 +30,8 @@ def plan_of(index: int) -> str:
 def count_rounds(shelf: Shelf, first: int = 0) -> int:
     """The number behind the last round that is done and can be gone on from; 0 where none is. Reads and checks them.
 
-    Rounds are numbered from `first` on. The newest one does not count where it is damaged, if the one before has its weights. `ValueError` where an older
-    one is damaged or missing, or those weights are.
+    Rounds are numbered from `first` on. The newest one does not count where it is damaged, if the one before has its
+    weights. `ValueError` where an older one is damaged or missing, or those weights are.
     """
     if shelf.ranks.first(lambda: any(shelf.folder.glob("round-*.json"))):
         raise ValueError(f"{shelf.folder} was written by an earlier sparseflow; begin this search in another folder")
