@@ -29,9 +29,14 @@ if TYPE_CHECKING:
     from sparseflow.hardware.plan import remask as remask
     from sparseflow.hardware.plan import sparsify as sparsify
     from sparseflow.hardware.traffic import charge as charge
+    from sparseflow.masks import NM as NM
+    from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
+    from sparseflow.training.at_init import prune_at_init as prune_at_init
+    from sparseflow.training.connection import broken_layer as broken_layer
+    from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
@@ -47,7 +52,9 @@ _HOMES = {
     "sparseflow.hardware.model": ("param_groups",),
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.traffic": ("charge",),
-    "sparseflow.masks": ("Masks", "Unstructured"),
+    "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.training.at_init": ("prune_at_init",),
+    "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),

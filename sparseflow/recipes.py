@@ -20,9 +20,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from sparseflow import data, models
-from sparseflow.algorithms import make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.masks.criteria import Criterion
+from sparseflow.masks.importance import Importance
+from sparseflow.masks.patterns import NM, Block, Pattern, Unstructured
 from sparseflow.resolve import call, choose
-from sparseflow.training import schedules
+from sparseflow.training import criteria, schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import Rewind
@@ -75,7 +78,12 @@ class PruningSpec(_Strict):
     rate: float | None = Field(None, ge=0, lt=1)
     density: float | None = Field(None, gt=0, le=1)
     schedule: Literal["constant", "cubic"] = "constant"
+    # One of ours by name, or the user's own by `module:function`.
     criterion: str = "magnitude"
+    # How many of the first batches a criterion that needs data looks at.
+    batches: int = Field(1, ge=1)
+    importance: Importance | None = None
+    pattern: Named = Named(name="unstructured")
     allocation: Literal["global", "layerwise", "uniform", "erk"] = "global"
     rates: dict[str, float] | None = None
     floor: int | float | dict[str, int | float] | None = None
@@ -128,12 +136,21 @@ class Recipe(_Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
+        self._check_at_init()
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
             name = self.algorithm.name
             raise ValueError(f"pruning: algorithm {name!r} prunes by its own options; only param_filter goes here")
         return self
+
+    def _check_at_init(self) -> None:
+        spec = self.pruning
+        if first_round(self.algorithm.name) and (spec.rounds, spec.rewind, spec.rewind_to) != (1, "weights", 0):
+            raise ValueError(
+                "algorithm 'prune-at-init' prunes once, before training: expected pruning.rounds: 1 and no rewind, got "
+                f"rounds={spec.rounds}, rewind={spec.rewind}, rewind_to={spec.rewind_to}"
+            )
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -185,12 +202,26 @@ def make_pruning(spec: PruningSpec) -> Pruning:
         rate=spec.rate,
         density=spec.density,
         schedule=spec.schedule,
-        criterion=spec.criterion,
+        criterion=make_criterion(spec.criterion),
+        importance=spec.importance,
+        pattern=make_pattern(spec.pattern),
         allocation=spec.allocation,
         rates=spec.rates,
         floor=spec.floor,
         param_filter=spec.param_filter,
     )
+
+
+def make_criterion(name: str) -> str | Criterion:
+    """The name of one of ours, or the user's function. `ValueError` for a name that is neither."""
+    found = choose("criterion", name, dict.fromkeys(criteria.names(), make_criterion))
+    return cast(Criterion, found) if ":" in name else name
+
+
+def make_pattern(spec: Named) -> Pattern:
+    """The pattern that a recipe names, ours or the user's `module:function`, made with its options."""
+    choices: dict[str, Callable[..., object]] = {"unstructured": Unstructured, "nm": NM, "block": Block}
+    return cast(Pattern, call(choose("pattern", spec.name, choices), spec.options, f"pattern {spec.name}"))
 
 
 def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
