@@ -145,7 +145,6 @@ def bench(
         raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
     from sparseflow.bench import bench_of
 
-
     if file is not None and not as_json:
         raise ValueError(f"expected --json before {str(file)!r}: sparseflow bench --json FILE")
     measure = bench_of(backend)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparseflow.files.atomic import atomic_write
+from sparseflow.atomic import atomic_write
 
 if TYPE_CHECKING:
     import h5py
