@@ -345,7 +345,7 @@ def test_the_command_writes_json_into_a_file_and_prints_text(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "tritn"], "no bench of a backend 'tritn'; choose from: cpu, triton"),
+        (["--backend", "tritn"], "no bench of a backend 'tritn'; choose from: cpu, stream, triton"),
         (["--backend", "triton", "file.json"], "expected --json before 'file.json'"),
         (["--backend", "triton", "--only", "dnse"], "no section 'dnse' in the bench; choose from: dense, 2:4"),
     ],
