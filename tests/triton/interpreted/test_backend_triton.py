@@ -226,6 +226,16 @@ def test_wrong_tensors_are_refused_before_any_kernel() -> None:
         op.backward(torch.zeros(3, 8, device="meta"), x, values, True)
 
 
+def test_a_gradient_of_another_image_is_refused() -> None:
+    op = Triton().pack(
+        torch.ones(2, 1, 3, 3, dtype=torch.bool), "triton/1/conv2d:s2,1:p1,1:d1,1:g1/dense/dense/gather64"
+    )
+    with pytest.raises(ValueError, match=r"expected dy of shape \(1, 2, 3, 5\), got \(1, 2, 5, 5\)"):
+        op.backward(torch.zeros(1, 2, 5, 5), torch.zeros(1, 1, 5, 5), torch.zeros(op.nnz), True)
+    with pytest.raises(ValueError, match="expected an image at least as large as the kernel"):
+        op.backward(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 5, 0), torch.zeros(op.nnz), True)
+
+
 def test_tables_of_a_few_image_sizes_are_kept() -> None:
     op = Triton().pack(
         torch.ones(2, 1, 3, 3, dtype=torch.bool), "triton/1/conv2d:s1,1:p1,1:d1,1:g1/dense/dense/gather64"
