@@ -44,7 +44,7 @@ def measured(work: Workload, chip: ChipModel, tuner: Tuner | None = None) -> Tim
     known = {} if path is None else read_cache(path / _FILE, _FORMAT)
     before = len(known)
     trial = Trial(work, chip, tuner or Tuner(known))
-    times = {which: trial.times(which) for which in WHICH}
+    times: Times = {which: trial.times(which) for which in WHICH}
     if path is not None and tuner is None and len(known) > before:
         write_cache(path / _FILE, _FORMAT, known)
     return times
