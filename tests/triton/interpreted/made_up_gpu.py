@@ -15,7 +15,7 @@ SIZE = (4096, 4096, 8192)
 
 
 class Gpu:
-    """In place of a GPU: a launch takes what it adds to `now`, in milliseconds; `broken` is what capturing it raises."""
+    """In place of a GPU: a launch takes what it adds to `now`, in milliseconds; `broken`: what capturing raises."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, broken: str = "") -> None:
         self.now, self.broken = 0.0, broken
