@@ -158,12 +158,10 @@ def bench(
 
 @app.command()
 def backends(as_json: AsJson = False) -> None:
-    """List the backends installed here, and whether each can run a plain linear layer on this machine."""
-    from sparseflow.hardware import backends as installed
-    from sparseflow.hardware.workload import Workload
+    """List the backends installed here, and whether each can run a plain linear layer on this machine or its GPU."""
+    from sparseflow.hardware.backends import readiness
 
-    work = Workload(shape=(512, 512), rows=128, density=0.1)
-    found = {name: installed.get(name).unsupported(work) for name in installed.available()}
+    found = readiness()
     if as_json:
         typer.echo(json.dumps(found))
     else:

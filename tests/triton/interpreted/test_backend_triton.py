@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sparseflow as sf
+from sparseflow.hardware import measure
 from sparseflow.hardware.backends import get
 from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.backends.triton import Triton
@@ -22,6 +23,8 @@ from sparseflow.testing import assert_close, check_backend
 from sparseflow.testing.placement import feature_major, is_feature_major
 from sparseflow_kernels import reference, triton_sddmm, triton_spmm
 from sparseflow_kernels.triton_tune import config_text
+
+WORK = Workload((8, 8), rows=4, density=0.5)
 
 
 # All 106 cases take minutes (`tools/soak_triton.py`). These are linear layers and strided convolutions, of which all,
@@ -137,6 +140,13 @@ def test_master_values_are_never_copied_by_the_layer() -> None:
         sparse(torch.randn(2, 16, dtype=torch.bfloat16))
 
 
+def test_a_plan_times_master_values_as_layers_give_them() -> None:
+    work = replace(WORK, compute_dtype=torch.bfloat16)
+    inputs = measure._inputs(work, torch.Generator())
+    dtypes = {type(b): measure._Trial(b, work, inputs).values.dtype for b in (Triton(), get("dense-compact"))}
+    assert list(dtypes.values()) == [torch.float32, torch.bfloat16]
+
+
 def test_copies_of_a_layer_stand_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(36, 3))
@@ -149,9 +159,6 @@ def test_copies_of_a_layer_stand_alone() -> None:
     other.load_state_dict(sparse.state_dict())
     assert torch.equal(other(x), expected)
     assert torch.equal(sf.densify(sparse)(x) - expected < 1e-5, torch.ones_like(expected, dtype=torch.bool))
-
-
-WORK = Workload((8, 8), rows=4, density=0.5)
 
 
 def test_it_says_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
