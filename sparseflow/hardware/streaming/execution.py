@@ -82,8 +82,10 @@ class Stream:
 
     def remask(self, masks: Mapping[str, Tensor]) -> None:
         """New masks: weights kept by both stay, with their optimizer state; new ones begin at zero."""
+        shapes = {name: self.store.shape(name) for name in self.names}
         for name, mask in masks.items():
-            check_mask(name, mask, {name: self.store.shape(name) for name in self.names}, {})
+            check_mask(name, mask, shapes, {})
+        for name, mask in masks.items():
             self.store.remask(name, mask)
         self._written()
 
@@ -95,6 +97,13 @@ class Stream:
         if scale is not None:
             about["loss_scale"] = dict(scale.state_dict())
         self.store.commit(about)
+
+    def rollback(self) -> None:
+        """Goes back to the last commit, as after a step that went wrong."""
+        self.store.rollback()
+        self.optimizer.forget()
+        self.restore()
+        self._written()
 
     def restore(self) -> None:
         """Takes buffers and loss scale from what was committed last."""
@@ -114,11 +123,12 @@ class Stream:
         if self._running:
             return forward(*args, **kwargs)
         _refuse_autocast(self.device)
+        # First, since it waits for what is still being read.
+        self.buffers.begin("forward")
         self._trains, self._backward = torch.is_grad_enabled(), False
         self._echo.end_step()
         self._renew_pass(self._pass.ran)
         self._pass.ran, self._last = True, self._pass
-        self.buffers.begin("forward")
         with ExitStack() as stack:
             stack.enter_context(_slow_attention())
             stack.enter_context(forgetting(self))
@@ -134,7 +144,7 @@ class Stream:
             tensor = weight.within(self.buffers.lend(unit.name))
         else:
             tensor = self.read(weight.name).to(self.device)
-        if not torch.is_grad_enabled() or not self._parameters[weight.name].requires_grad:
+        if not torch.is_grad_enabled() or not self.optimizer.trains(weight.name):
             return tensor
         return through(self._gate(weight.name, weight.shape), tensor)
 
@@ -172,8 +182,8 @@ class Stream:
     def again(self, unit: str) -> Tensor:
         """The unit's weights, for backward."""
         if not self._backward:
-            self._backward = True
             self.buffers.begin("backward")
+            self._backward = True
         return self.buffers.lend(unit)
 
     def _gate(self, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -145,7 +145,7 @@ def _opened(
     _check_made(model, units)
     if path is not None and (path / MANIFEST).exists():
         buffers = {name: tuple(buffer.shape) for name, buffer in float_buffers(model).items()}
-        return _same(Store.open(path, {**shapes, **buffers}), masks)
+        return _same(Store.open(path, {**shapes, **buffers}), masks, keys)
 
     def entries() -> Iterator[Entry]:
         for name, weight in initial_weights(units, initialise):
@@ -169,7 +169,14 @@ def _check_made(model: nn.Module, units: list[Unit]) -> None:
                 )
 
 
-def _same(store: Store, masks: Mapping[str, Tensor]) -> Store:
+def _same(store: Store, masks: Mapping[str, Tensor], keys: Mapping[str, tuple[str, ...]]) -> Store:
+    for name, wanted in keys.items():
+        if store.keys(name) != wanted:
+            store.close()
+            raise ValueError(
+                f"the store keeps the optimizer state {store.keys(name)} of {name!r}, and this optimizer needs "
+                f"{wanted}; pass the optimizer that it was made for, or take another folder"
+            )
     for name, mask in masks.items():
         if not torch.equal(store.mask(name), mask.cpu()):
             store.close()
