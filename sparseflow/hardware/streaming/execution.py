@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware.bits import pack_bits, unpack_bits
-from sparseflow.hardware.product import autocasts
 from sparseflow.hardware.streaming.buffers import Buffers
 from sparseflow.hardware.streaming.channel import Channel, Message, Phase
 from sparseflow.hardware.streaming.classes import adopt, owner_of
-from sparseflow.hardware.streaming.fetch import Sink, forgetting, gate, through
-from sparseflow.hardware.streaming.formats import Format, RoundedProducts
+from sparseflow.hardware.streaming.fetch import Sink, gate, through
+from sparseflow.hardware.streaming.formats import Format
+from sparseflow.hardware.streaming.forward import streamed_forward
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.store import Store
@@ -122,19 +122,13 @@ class Stream:
         """The whole model's forward: a new pass, in which autograd keeps no weight."""
         if self._running:
             return forward(*args, **kwargs)
-        _refuse_autocast(self.device)
         # First, since it waits for what is still being read.
         self.buffers.begin("forward")
         self._trains, self._backward = torch.is_grad_enabled(), False
         self._echo.end_step()
         self._renew_pass(self._pass.ran)
         self._pass.ran, self._last = True, self._pass
-        with ExitStack() as stack:
-            stack.enter_context(_slow_attention())
-            stack.enter_context(forgetting(self))
-            if self.format.name != "fp32":
-                stack.enter_context(RoundedProducts(self.format))
-            stack.enter_context(self._while_running())
+        with streamed_forward(self, self.format, self.device), self._while_running():
             return forward(*args, **kwargs)
 
     def weight(self, unit: Unit, key: str) -> Tensor:
@@ -285,22 +279,3 @@ def _sink(stream: Stream, name: str, source: _Pass) -> Sink:
         found._receive(name, source, gradient)
 
     return sink
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    # The fast path of torch's encoder layer reads the weights of six modules before it uses the first.
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _refuse_autocast(device: torch.device) -> None:
-    if autocasts(device.type):
-        raise ValueError(
-            "a streamed model cannot run under autocast, which keeps a copy of each weight for backward; pass "
-            "sf.stream(..., format='bf16') or 'fp16' instead"
-        )
