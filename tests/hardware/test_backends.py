@@ -16,8 +16,8 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.backends.dense import CompactOp
 from sparseflow.hardware.workload import Geometry, Workload
 
-# `cpu` has its turn in tests/kernels, `triton` in tests/triton.
-ELSEWHERE = {"cpu", "triton"}
+# `cpu` has its turn in tests/kernels, `stream` in tests/streaming, `triton` in tests/triton.
+ELSEWHERE = {"cpu", "stream", "triton"}
 
 
 @pytest.mark.parametrize("name", sorted({*backends.available()} - ELSEWHERE))

@@ -26,6 +26,7 @@ _OURS = {
     "cpu": "sparseflow.hardware.backends.cpu:Cpu",
     "dense": "sparseflow.hardware.backends.dense:Dense",
     "dense-compact": "sparseflow.hardware.backends.dense:DenseCompact",
+    "stream": "sparseflow.hardware.backends.stream:Stream",
     "triton": "sparseflow.hardware.backends.triton:Triton",
 }
 

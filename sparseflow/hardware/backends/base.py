@@ -149,3 +149,17 @@ class Explains(Protocol):
     def explain(self, work: Workload) -> str:
         """Some words without a full stop, for a workload that it supports."""
         ...
+
+
+@runtime_checkable
+class EmulatedBackend(Backend, Protocol):
+    """A backend that shows here what another machine would do: its cost is that machine's, modelled.
+
+    A plan shows the cost and never chooses the backend by itself, since seconds of two machines say nothing about
+    which is faster on this one.
+    """
+
+    @property
+    def machine(self) -> str:
+        """Whose seconds these are."""
+        ...

@@ -47,6 +47,14 @@ class Spill:
         self._store.traffic.add(read=nnz * VALUE)
         return pages.view(0, nnz, torch.float32)
 
+    def peek(self, name: str, node: Node) -> Tensor | None:
+        """As `take`, but keeps it: a view until it is taken or dropped."""
+        if (found := self._kept.get(name, {}).get(node)) is None:
+            return None
+        nnz, pages = found
+        self._store.traffic.add(read=nnz * VALUE)
+        return pages.view(0, nnz, torch.float32)
+
     def drop(self, name: str) -> None:
         """Keeps none of the parameter's any longer."""
         self._lent += self._kept.pop(name, {}).values()
