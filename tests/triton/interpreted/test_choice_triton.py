@@ -28,6 +28,9 @@ from sparseflow.hardware.backends.triton_choice import (
     modelled,
 )
 from sparseflow.hardware.backends.triton_cost import Call, ChipModel, eta_name, occupied
+from sparseflow.hardware.flow import Flow
+from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.routing import route_to
 from sparseflow.hardware.workload import Geometry, Workload
 from sparseflow_kernels.triton_tune import Tuner
 
@@ -148,6 +151,12 @@ def test_a_plan_says_what_each_product_gets_and_why(monkeypatch: pytest.MonkeyPa
     words = Triton().explain(LARGE)
     assert words.startswith("forward gather64 (3.42x of dense), dgrad gather64 (3.42x of dense), wgrad gather64 (")
     assert words.endswith("x of dense); modelled for the H100 SXM")
+    works = {"up": LARGE, "down": replace(BF16, density=0.05)}
+    plan = Plan(route_to("triton", works, dict.fromkeys(works, Flow())), {})
+    _, up, down, summary = str(plan).splitlines()
+    assert up.split()[:3] == ["up", "1.00%", "triton"] and up.endswith(f"named by the caller; {words}")
+    assert "forward dense (" in down and "wgrad dense (" in down and "modelled for the H100 SXM" in down
+    assert summary == "2 of 2 layers on triton"
     assert Triton().explain(replace(LARGE, rows=0)).endswith(", for 4,096 rows, since no sample was seen")
 
 
