@@ -227,3 +227,26 @@ def test_a_trial_runs_each_product_as_it_will_run() -> None:
         dense, sparse = (trial._run(which, product) for product in (DENSE, Product("gather", 64)))
         assert dense.shape == shapes.get(which, dense.shape)
         assert torch.allclose(dense, sparse, atol=1e-4)
+
+
+def test_a_gpu_is_measured_once_where_somebody_has_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Workload] = []
+
+    def measured(work: Workload, chip: ChipModel) -> Times:
+        asked.append(work)
+        return {which: {DENSE: 2.0, Product("gather", 16): 1.0} for which in ("forward", "dgrad", "wgrad")}
+
+    monkeypatch.setattr(triton_measure, "measured", measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    work = replace(LARGE, shape=(4096, 4000))
+    assert not Triton().cost(work).measured and Triton().layout(replace(work, rows=0)).count("gather64") == 3
+    assert not asked
+    near = replace(work, density=0.01001, bias=True, relu=True, chained_in=True, threads=7)
+    assert Triton().layout(work) == Triton().layout(near) == "triton/1/linear/gather16/gather16/gather16"
+    assert Triton().explain(work) == (
+        "forward gather16 (2.00x of dense), dgrad gather16 (2.00x of dense), wgrad gather16 (2.00x of dense); "
+        "each measured on the H100 SXM"
+    )
+    assert asked == [replace(work, threads=1)]
