@@ -150,11 +150,13 @@ def without(times: Times, product: Product) -> Times:
 def assumed(work: Workload) -> Workload:
     """The workload as the choice sees it: with a number of rows, and without what does not matter to it.
 
-    Layers of about one density are one; whether tensors come and go feature-major is known only later.
+    Layers of about one density are one; whether tensors come and go feature-major is known only later. What follows a
+    product costs each kernel the same.
     """
     rows = work.rows or ASSUMED_ROWS
     density = float(f"{work.density:.1e}")
-    return replace(work, rows=rows, density=density, relu=False, chained_in=False, chained_out=False)
+    plain = replace(work, bias=False, relu=False, chained_in=False, chained_out=False, threads=1)
+    return replace(plain, rows=rows, density=density)
 
 
 def call_of(work: Workload, which: Which, product: Product) -> Call:

@@ -97,8 +97,8 @@ class Trial:
         return replace(product, config=config_text(best)), min(found, seconds)
 
     def _key(self, which: Which, product: Product) -> str:
-        work = replace(self._work, threads=1, bias=False, needs_dx=True)
         precision = torch.get_float32_matmul_precision()
+        work = replace(self._work, needs_dx=True)
         return f"{environment(work.device)} | {precision} | {which} {product} | {work}"
 
     def _run(self, which: Which, product: Product) -> Tensor:
