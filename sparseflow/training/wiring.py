@@ -86,7 +86,7 @@ class _Trace:
             if channels is None or place == _OUTPUT:
                 return f"its channels are mixed before {place}" if place != _OUTPUT else f"it reaches {_OUTPUT}"
             if place in others and bool((others[place] & (channels >= 0)).any()):
-                return f"at {place}, others are added to its channels, as a residual connection does"
+                return f"at {place}, other layers reach the same inputs, as by a residual connection or attention"
             kind, _, where = place.partition(" ")
             if kind == "layer" and _groups(self.sites[where]) > 1:
                 return f"it is read by {where}, a grouped convolution"

@@ -64,9 +64,8 @@ def test_a_channel_goes_with_its_row_and_with_what_reads_it() -> None:
     masks = sf.prune(model, 10 / 18, pattern=sf.channels(model, x), floor=1)
     gone = {name: ~mask.flatten(1).any(1) for name, mask in masks.items()}
     assert sum(int(gone[name].sum()) for name in ("conv1.weight", "conv2.weight", "fc1.weight")) == 8
-    assert torch.equal(
-        ~masks["conv2.weight"][~gone["conv2.weight"]].transpose(0, 1).flatten(1).any(1), gone["conv1.weight"]
-    )
+    read = masks["conv2.weight"][~gone["conv2.weight"]].transpose(0, 1).flatten(1).any(1)
+    assert torch.equal(~read, gone["conv1.weight"])
     assert torch.equal(~masks["fc1.weight"].any(0), gone["conv2.weight"].repeat_interleave(9))
     assert not bool(gone["fc2.weight"].any())
 
@@ -90,10 +89,9 @@ def test_the_smaller_model_gives_equal_outputs(density: float) -> None:
     expected = masked_output(model, masks, x)
     torch.testing.assert_close(small.eval()(x), expected, rtol=1e-10, atol=1e-12)
     rows = {name: int(mask.flatten(1).any(1).sum()) for name, mask in masks.items()}
-    assert (
-        small.conv1.weight.shape == (rows["conv1.weight"], 1, 3, 3) and small.conv1.out_channels == rows["conv1.weight"]
-    )
-    assert small.norm1.num_features == rows["conv1.weight"] == len(small.norm1.running_var)  # type: ignore[arg-type]
+    assert small.conv1.weight.shape == (small.conv1.out_channels, 1, 3, 3)
+    assert small.conv1.out_channels == small.norm1.num_features == rows["conv1.weight"]
+    assert small.norm1.running_var.shape == (rows["conv1.weight"],)
     assert small.fc1.in_features == 9 * rows["conv2.weight"]
     # Another input, another batch size, and training.
     small.train()(torch.randn(2, 1, 10, 10, dtype=torch.float64)).sum().backward()
@@ -119,11 +117,11 @@ def test_an_unstructured_ticket_loses_the_units_that_nothing_reads() -> None:
     torch.manual_seed(0)
     model = sf.models.lenet_300_100(inputs=16, classes=4)
     x = torch.randn(3, 16)
-    masks = sf.prune(model, 0.005, floor=1)
+    masks = sf.prune(model, 0.02, floor=1)
     small = sf.shrink(sf.sparsify(model, masks, backend="dense-compact"), masks, x)
     # Units of the second layer that the third does not read go, and then those of the first that only they read.
     second = masks["fc3.weight"].any(0)
-    assert small.fc2.out_features == int(second.sum())
+    assert 0 < small.fc2.out_features == int(second.sum()) < 100
     assert small.fc1.out_features == int((masks["fc2.weight"] & second[:, None]).any(0).sum())
 
 
@@ -159,12 +157,12 @@ def test_what_mixes_channels_is_refused() -> None:
     assert refused["grouped.weight"] == "it is a grouped convolution"
 
 
-def test_attention_mixes_by_queries_and_keys_and_an_mlp_does_not() -> None:
+def test_attention_mixes_channels_and_an_mlp_does_not() -> None:
     torch.manual_seed(0)
     model = sf.models.gpt(11, context=8, layers=1, heads=2, width=4)
     tokens = torch.randint(0, 11, (2, 8))
     pattern = sf.channels(model, tokens)
-    assert set(pattern.feeds) == {"blocks.0.attention.v.weight", "blocks.0.mlp.up.weight"}
+    assert set(pattern.feeds) == {"blocks.0.mlp.up.weight"}
     masks = sf.prune(model, 0.5, pattern=pattern, param_filter="blocks.0.mlp.*")
     small = sf.shrink(model, masks, tokens)
     torch.testing.assert_close(small(tokens), masked_output(model, masks, tokens), rtol=1e-4, atol=1e-5)
@@ -188,5 +186,5 @@ def test_code_that_counts_on_a_width_is_refused() -> None:
 
 
 def test_a_model_without_inner_channels_is_refused() -> None:
-    with pytest.raises(ValueError, match="no layer has channels that may go: .*it reaches the model's output"):
+    with pytest.raises(ValueError, match=r"no layer has channels that may go: .*it reaches the model's output"):
         sf.channels(nn.Linear(3, 2), torch.zeros(1, 3))
