@@ -32,6 +32,7 @@ from sparseflow.training.lottery import Rewind
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Listener, Trainer
+from sparseflow.training.wiring import channels
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -195,8 +196,11 @@ def available_recipes() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def make_pruning(spec: PruningSpec) -> Pruning:
-    """How the recipe prunes. `ValueError` for a combination that says nothing, or two things."""
+def make_pruning(spec: PruningSpec, trainer: Trainer | None = None) -> Pruning:
+    """How the recipe prunes. `ValueError` for a combination that says nothing, or two things.
+
+    Without the trainer, whose model the pattern `channel` must look at, that one is left out.
+    """
     return Pruning(
         spec.rounds,
         rate=spec.rate,
@@ -204,7 +208,7 @@ def make_pruning(spec: PruningSpec) -> Pruning:
         schedule=spec.schedule,
         criterion=make_criterion(spec.criterion),
         importance=spec.importance,
-        pattern=make_pattern(spec.pattern),
+        pattern=make_pattern(spec.pattern, trainer),
         allocation=spec.allocation,
         rates=spec.rates,
         floor=spec.floor,
@@ -218,9 +222,18 @@ def make_criterion(name: str) -> str | Criterion:
     return cast(Criterion, found) if ":" in name else name
 
 
-def make_pattern(spec: Named) -> Pattern:
+def make_pattern(spec: Named, trainer: Trainer | None) -> Pattern:
     """The pattern that a recipe names, ours or the user's `module:function`, made with its options."""
-    choices: dict[str, Callable[..., object]] = {"unstructured": Unstructured, "nm": NM, "block": Block}
+
+    def channel() -> Pattern:
+        return Unstructured() if trainer is None else channels(trainer.model, trainer.sample())
+
+    choices: dict[str, Callable[..., object]] = {
+        "unstructured": Unstructured,
+        "nm": NM,
+        "block": Block,
+        "channel": channel,
+    }
     return cast(Pattern, call(choose("pattern", spec.name, choices), spec.options, f"pattern {spec.name}"))
 
 
