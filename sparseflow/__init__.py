@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from sparseflow import data as data
+    from sparseflow import integrations as integrations
     from sparseflow import models as models
     from sparseflow.files import SparseFormatError as SparseFormatError
     from sparseflow.files import Ticket as Ticket
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from sparseflow.hardware.plan import plan as plan
     from sparseflow.hardware.plan import remask as remask
     from sparseflow.hardware.plan import sparsify as sparsify
+    from sparseflow.hardware.streaming.model import stream as stream
+    from sparseflow.hardware.streaming.model import stream_of as stream_of
     from sparseflow.hardware.traffic import charge as charge
     from sparseflow.masks import NM as NM
     from sparseflow.masks import Block as Block
@@ -52,6 +55,7 @@ _HOMES = {
     "sparseflow.hardware.layers": ("SparseConv2d", "SparseLinear"),
     "sparseflow.hardware.model": ("param_groups",),
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
+    "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
     "sparseflow.training.at_init": ("prune_at_init",),
@@ -68,6 +72,7 @@ _HOMES = {
 _MODULES = {
     "backends": "sparseflow.hardware.backends",
     "data": "sparseflow.data",
+    "integrations": "sparseflow.integrations",
     "models": "sparseflow.models",
     "schedules": "sparseflow.training.schedules",
     "testing": "sparseflow.testing",

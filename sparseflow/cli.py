@@ -103,11 +103,11 @@ def compare(
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(help="A run's folder, a ticket or a weights file.")],
-    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
-    form: Annotated[str, typer.Option("--format", help="dense: loads anywhere; compact: small.")] = "dense",
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    form: Annotated[str, typer.Option("--format", help="dense: loads anywhere; compact: small; cerebras.")] = "dense",
     as_json: AsJson = False,
 ) -> None:
-    """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact."""
+    """Write the weights of a run or a ticket as safetensors, dense with exact zeros or compact, or for a Cerebras."""
     from sparseflow.inspection import export as write_weights
 
     write_weights(source, target, form)
@@ -129,19 +129,35 @@ def fetch_data(
 
 @app.command()
 def bench(
+    file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
+    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; stream: modelled.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
+    validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
+    workload: Annotated[Path | None, typer.Option(help="stream: a YAML file with dimensions, batch, system.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
-    from sparseflow.bench import run_bench
+    if backend == "stream":
+        _bench_stream(validate, workload, out or file, as_json and file is None)
+        return
+    if validate or workload is not None:
+        raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
+    from sparseflow.bench import bench_of
 
-    show = None if as_json else partial(print, file=sys.stdout, flush=True)
+    if file is not None and not as_json:
+        raise ValueError(f"expected --json before {str(file)!r}: sparseflow bench --json FILE")
+    measure = bench_of(backend)
+    targets = [path for path in (file, out) if path is not None]
+
+    def save(found: dict[str, Any]) -> None:
+        for path in targets:
+            path.write_text(json.dumps(found, indent=2) + "\n")
+
+    show = None if as_json and file is None else partial(print, file=sys.stdout, flush=True)
     with _own_output():
-        found = run_bench(only or (), show)
-    if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
-    if as_json:
+        found = measure(only or (), show, save)
+    if as_json and file is None:
         typer.echo(json.dumps(found))
     if any(figure["missed"] for figure in found["figures"]):
         raise typer.Exit(1)
@@ -149,12 +165,10 @@ def bench(
 
 @app.command()
 def backends(as_json: AsJson = False) -> None:
-    """List the backends installed here, and whether each can run a plain linear layer on this machine."""
-    from sparseflow.hardware import backends as installed
-    from sparseflow.hardware.workload import Workload
+    """List the backends installed here, and whether each can run a plain linear layer on this machine or its GPU."""
+    from sparseflow.hardware.backends import readiness
 
-    work = Workload(shape=(512, 512), rows=128, density=0.1)
-    found = {name: installed.get(name).unsupported(work) for name in installed.available()}
+    found = readiness()
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -253,6 +267,15 @@ def _own_output() -> Iterator[None]:
     """Keeps standard output for our results: packages log there as they are imported, DeepSpeed among them."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
+
+
+def _bench_stream(validate: bool, workload: Path | None, out: Path | None, as_json: bool) -> None:
+    from sparseflow.bench.stream import bench_stream
+
+    found = bench_stream(validate, workload)
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+    typer.echo(json.dumps(found) if as_json else found["text"])
 
 
 def _say(text: str) -> None:

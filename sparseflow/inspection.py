@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.files import Ticket, Weights, load, save
+from sparseflow.integrations import cerebras
 
 
 def export(source: Path, target: Path, form: str) -> None:
-    """Writes the weights of a run, ticket or weights file as `dense` or `compact` safetensors.
+    """Writes the weights of a run, ticket or weights file as `dense` or `compact` safetensors, or for `cerebras`.
 
     Of a run, the weights at early stop of its last round; of a ticket, the state to train from.
     """
-    if form not in ("dense", "compact"):
-        raise ValueError(f"--format: expected dense or compact, got {form!r}")
+    if form not in ("dense", "compact", "cerebras"):
+        raise ValueError(f"--format: expected dense, compact or cerebras, got {form!r}")
     if not target.parent.is_dir():
         raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
     if os.path.isdir(target):
@@ -24,6 +25,9 @@ def export(source: Path, target: Path, form: str) -> None:
     if isinstance(found, Ticket):
         found = Weights(dict(found.rewind), found.masks, {"ticket": found.digest})
     try:
+        if form == "cerebras":
+            cerebras.export(found, target)
+            return
         save(found, target, format="compact" if form == "compact" else "dense")
     except OSError as error:
         raise ValueError(f"{target}: cannot write it: {error.strerror}; choose another place") from None

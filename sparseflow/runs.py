@@ -19,8 +19,8 @@ import yaml
 
 from sparseflow import data
 from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket
-from sparseflow.files.atomic import atomic_write
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state

@@ -165,7 +165,9 @@ def test_files_that_cannot_be_read_or_written_are_named(tmp_path: Path, sparsefl
     out = tmp_path / "out.safetensors"
     assert "nothing at" in sparseflow("inspect", tmp_path / "none").error
     assert "expected a finished run with model.safetensors" in sparseflow("export", tmp_path, out).error
-    assert "expected dense or compact, got 'zip'" in sparseflow("export", ticket, out, "--format", "zip").error
+    assert (
+        "expected dense, compact or cerebras, got 'zip'" in sparseflow("export", ticket, out, "--format", "zip").error
+    )
     assert "expected a folder" in sparseflow("export", ticket, tmp_path / "no" / "out.safetensors").error
     assert "got a folder" in sparseflow("export", ticket, tmp_path).error
     assert "cannot write it" in sparseflow("export", ticket, tmp_path / ("long" * 100)).error

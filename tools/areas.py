@@ -15,7 +15,15 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-ALLOTTED = {"lint": 60, "foundation": 90, "cpu": 80, "distributed": 140, "algorithms": 40}
+ALLOTTED = {
+    "lint": 60,
+    "foundation": 90,
+    "cpu": 80,
+    "distributed": 140,
+    "triton": 120,
+    "stream": 50,
+    "algorithms": 40,
+}
 SOURCES = ["sparseflow", "kernels", "launchers", "tests", "tools"]
 
 
@@ -46,13 +54,15 @@ CPU = [
 
 DISTRIBUTED = ["tests/distributed", "tests/hardware/test_traffic.py", "tests/masks/test_sharded.py"]
 
-
+TRITON = "tests/triton"
+STREAM = ["tests/streaming", "tests/wafer"]
 ALGORITHMS = ["tests/algorithms"]
 
 
 def foundation() -> bool:
     """Masks, hardware, files, training, data, command line and documentation."""
-    return _tests("tests", *(f"--ignore={path}" for path in (*CPU, *DISTRIBUTED, *ALGORITHMS)))
+    elsewhere = (*CPU, *DISTRIBUTED, TRITON, *STREAM, *ALGORITHMS)
+    return _tests("tests", *(f"--ignore={path}" for path in elsewhere))
 
 
 def cpu() -> bool:
@@ -65,12 +75,31 @@ def distributed() -> bool:
     return _tests(*DISTRIBUTED)
 
 
+def triton() -> bool:
+    """The GPU kernels under Triton's interpreter and, in processes of their own, through its compilers."""
+    interpreted = _tests(f"{TRITON}/interpreted", TRITON_INTERPRET="1")
+    return _tests(f"{TRITON}/compiled", TRITON_INTERPRET="0") and interpreted
+
+
+def stream() -> bool:
+    """Weight streaming: the store, the emulator and the model of the machine."""
+    return _tests(*STREAM)
+
+
 def algorithms() -> bool:
     """Every algorithm against its oracles."""
     return _tests(*ALGORITHMS)
 
 
-AREAS = {"lint": lint, "foundation": foundation, "cpu": cpu, "distributed": distributed, "algorithms": algorithms}
+AREAS = {
+    "lint": lint,
+    "foundation": foundation,
+    "cpu": cpu,
+    "distributed": distributed,
+    "triton": triton,
+    "stream": stream,
+    "algorithms": algorithms,
+}
 
 
 def main(names: list[str]) -> int:
@@ -94,18 +123,18 @@ def main(names: list[str]) -> int:
     return 1 if failed else 0
 
 
-def _tests(*arguments: str) -> bool:
-    return _run("pytest", "-n", "2", "--dist", "worksteal", *arguments)
+def _tests(*arguments: str, **environment: str) -> bool:
+    return _run("pytest", "-n", "2", "--dist", "worksteal", *arguments, **environment)
 
 
 def _command(name: str, arguments: tuple[str, ...]) -> list[str]:
     return [str(BIN / name), *arguments]
 
 
-def _run(name: str, *arguments: str) -> bool:
+def _run(name: str, *arguments: str, **environment: str) -> bool:
     # One thread a process: pytest runs two, and torch's pools would fight over the cores.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return subprocess.run(_command(name, arguments), env=environment).returncode == 0
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **environment}
+    return subprocess.run(_command(name, arguments), env=variables).returncode == 0
 
 
 def _start(name: str, *arguments: str) -> subprocess.Popen[bytes]:

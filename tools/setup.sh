@@ -35,7 +35,7 @@ else
 fi
 
 extras=""
-[ "$what" = all ] && extras="[test,lint,digits,transformers,deepspeed]"
+[ "$what" = all ] && extras="[test,lint,digits,transformers,deepspeed,cerebras]"
 pip install --constraint "$pinned" --editable ".$extras"
 if [ "$what" = bench ]; then
     # SparseProp's setup script runs whatever pip and python3 come first in PATH.

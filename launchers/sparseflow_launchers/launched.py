@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 import sparseflow
-from sparseflow.files.atomic import atomic_write
+from sparseflow.atomic import atomic_write
 from sparseflow.ranks import ALONE, Ranks, RanksDifferError, current
 from sparseflow.recipes import Recipe
 from sparseflow.training.trainer import Stopped

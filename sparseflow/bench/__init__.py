@@ -5,7 +5,34 @@ is shown with its quartiles, and a promise counts as missed where even the bette
 anything is timed its result is checked; a path whose check fails shows no figure.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
 from sparseflow.bench.figure import Figure
 from sparseflow.bench.run import GROUPS, run_bench
 
-__all__ = ["GROUPS", "Figure", "run_bench"]
+__all__ = ["GROUPS", "Bench", "Figure", "bench_of", "run_bench"]
+
+
+class Bench(Protocol):
+    """Measures all groups, or those named in `only`: `show` gets the text, and `save` all data, as they come."""
+
+    def __call__(
+        self,
+        only: Sequence[str] = (),
+        show: Callable[[str], None] | None = None,
+        save: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]: ...
+
+
+def bench_of(backend: str) -> Bench:
+    """The bench of a backend. `ValueError` for one that has none."""
+    if backend == "cpu":
+        return run_bench
+    if backend == "triton":
+        from sparseflow.bench.gpu.run import run_gpu_bench
+
+        return run_gpu_bench
+    raise ValueError(f"no bench of a backend {backend!r}; choose from: cpu, stream, triton")

@@ -39,11 +39,15 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
 }
 
 
-def run_bench(only: Sequence[str] = (), show: Callable[[str], None] | None = None) -> dict[str, Any]:
+def run_bench(
+    only: Sequence[str] = (),
+    show: Callable[[str], None] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
     """The figures of the groups named, or of all, as plain data with every sample, and the machine.
 
-    `show` gets the text of each part as soon as it is there; `text` in the answer is all of it. `ValueError` for a
-    group that does not exist. All groups take about twenty minutes on two cores.
+    `show` gets the text of each part as soon as it is there; `text` in the answer is all of it. `save` gets the
+    answer. `ValueError` for a group that does not exist. All groups take about twenty minutes on two cores.
     """
     unknown = [name for name in only if name not in GROUPS]
     if unknown:
@@ -66,7 +70,10 @@ def run_bench(only: Sequence[str] = (), show: Callable[[str], None] | None = Non
             figures += [{"group": group, **figure.to_json()} for figure in found]
     machine["load_after"] = load_average()
     tell(_summary(figures, machine))
-    return {"machine": machine, "figures": figures, "text": "\n".join(lines)}
+    data = {"machine": machine, "figures": figures, "text": "\n".join(lines)}
+    if save is not None:
+        save(data)
+    return data
 
 
 @contextmanager

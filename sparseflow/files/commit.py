@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from pydantic import JsonValue
 
-from sparseflow.files.atomic import sync_directory
+from sparseflow.atomic import sync_directory
 from sparseflow.files.manifest import NAME, CommitError, CommitRule, Entry, Manifest, read_manifest
 from sparseflow.files.part import Part, bytes_part
 from sparseflow.ranks import ALONE, Ranks

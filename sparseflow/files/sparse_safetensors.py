@@ -21,7 +21,7 @@ from typing import get_args
 
 from torch import Tensor, nn
 
-from sparseflow.files.atomic import atomic_write
+from sparseflow.atomic import atomic_write
 from sparseflow.files.container import DTYPE_NAMES, Entry, StoredTensors, read_header, write_container
 from sparseflow.files.packing import Format, check_parts, dense_bytes, is_part, pack, unpack
 from sparseflow.files.part import Part

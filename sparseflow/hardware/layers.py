@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import SparseOp
-from sparseflow.hardware.backends.base import FusedOp
+from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.moving import NOTHING_ON_META, moved
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
-from sparseflow.hardware.product import autocast_dtype, autocasts, fused_product, handle_of, product, unpack
+from sparseflow.hardware.product import autocast_operands, autocasts, fused_product, handle_of, product, unpack
 from sparseflow.hardware.relu import mark_rectified
 from sparseflow.hardware.workload import Geometry
 
@@ -122,6 +122,7 @@ class SparseLayer(nn.Module):
         self._op = op
         self._handle = handle_of(op)
         self._fused = isinstance(op, FusedOp)
+        self._short = op.compute_dtypes if isinstance(op, MasterOp) else ()
 
     def _stored(self, tensor: Tensor) -> Tensor:
         # Its own inverse: between the dense parameter's shape and the logical (O, I) that backends see.
@@ -135,10 +136,9 @@ class SparseLayer(nn.Module):
         # From where nn.Module keeps them: its look-up of an attribute takes half a microsecond.
         parameters = self._parameters
         values, bias = cast(Tensor, parameters["values"]), cast("Tensor | None", parameters["bias"])
-        if autocasts(x.device.type):
-            x, values = x.to(autocast_dtype(x)), values.to(autocast_dtype(values))
-            bias = None if bias is None else bias.to(autocast_dtype(bias))
-        if x.dtype != values.dtype:
+        if autocast := autocasts(x.device.type):
+            x, values, bias = autocast_operands(x, values, bias, self._short)
+        if x.dtype != values.dtype and not (autocast and x.dtype in self._short):
             raise ValueError(f"{type(self).__name__}: expected an input of {values.dtype}, got {x.dtype}")
         if self._fused:
             return fused_product(x, values, bias, self._handle, self.dense_gradient, self.relu, self.feature_major)

@@ -60,6 +60,16 @@ def autocast_dtype(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def autocast_operands(
+    x: Tensor, values: Tensor, bias: Tensor | None, short: tuple[torch.dtype, ...]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """x, values and bias as autocast lets them enter a product; `short`: the `compute_dtypes` of a MasterOp."""
+    x = x.to(autocast_dtype(x))
+    if values.dtype == torch.float32 and x.dtype in short:
+        return x, values, bias
+    return x, values.to(autocast_dtype(values)), None if bias is None else bias.to(autocast_dtype(bias))
+
+
 def unpack(values: Tensor, handle: int) -> Tensor:
     """The dense weight of these values, zeros at pruned places, differentiable."""
     return cast(Tensor, _Unpack.apply(values, handle))  # type: ignore[no-untyped-call]

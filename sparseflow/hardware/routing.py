@@ -10,7 +10,7 @@ import torch
 
 from sparseflow.hardware import backends
 from sparseflow.hardware.backends import Backend, Cost
-from sparseflow.hardware.backends.base import FusedOp
+from sparseflow.hardware.backends.base import EmulatedBackend, Explains, FusedOp
 from sparseflow.hardware.choice import Candidate, Row, duration
 from sparseflow.hardware.flow import Flow
 from sparseflow.hardware.measure import measure
@@ -137,10 +137,14 @@ def _choose(work: Workload, timings: Timings) -> _Choice:
     names = backends.available()
     reasons = {name: backends.get(name).unsupported(work) for name in names}
     able = {name: backends.get(name) for name in names if reasons[name] is None}
-    if not able:
-        raise ValueError("no backend can run this layer: " + "; ".join(f"{n}: {r}" for n, r in reasons.items()))
-    costs, earlier = _costs(able, work, timings)
-    candidates = tuple(Candidate(name, costs.get(name), reasons[name]) for name in names)
+    emulated = {name: backend for name, backend in able.items() if isinstance(backend, EmulatedBackend)}
+    here = {name: backend for name, backend in able.items() if name not in emulated}
+    if not here:
+        said = "; ".join(f"{n}: {r or 'only emulates another machine; name it to use it'}" for n, r in reasons.items())
+        raise ValueError(f"no backend can run this layer: {said}")
+    costs, earlier = _costs(here, work, timings)
+    shown = {**costs, **{name: backend.cost(work) for name, backend in emulated.items()}}
+    candidates = tuple(Candidate(name, shown.get(name), reasons[name]) for name in names)
     return _Choice(work, candidates, tuple(sorted(costs, key=lambda name: costs[name].seconds)), costs, earlier)
 
 
@@ -202,6 +206,8 @@ def _growth(backend: Backend, sparser: Workload, denser: Workload) -> float:
 
 
 def _row(name: str, work: Workload, backend: str, reason: str, flow: Flow, chained: bool, fused: str | None) -> Row:
-    layout = backends.get(backend).layout(work)
+    found = backends.get(backend)
+    if isinstance(found, Explains):
+        reason = f"{reason}; {found.explain(work)}"
     relus = flow.relus if fused else ()
-    return Row(name, work.shape, work.density, backend, layout, reason, relus=relus, feature_major=chained)
+    return Row(name, work.shape, work.density, backend, found.layout(work), reason, relus=relus, feature_major=chained)

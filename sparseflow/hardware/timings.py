@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import math
-import os
-import platform
-import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from sparseflow.hardware.backends import Cost
+from sparseflow.hardware.cache import cache_folder, environment, read_cache, write_cache
 from sparseflow.hardware.workload import Workload
 
 _FORMAT = "sparseflow timings 1"
@@ -25,14 +19,13 @@ _LIMIT = 4000
 class Timings:
     """Costs by machine, versions, native order and workload. What is put in is written by `save`, all at once.
 
-    Kept in `$SPARSEFLOW_CACHE_DIR`, else `$XDG_CACHE_HOME/sparseflow`, else `~/.cache/sparseflow`; an empty
-    `SPARSEFLOW_CACHE_DIR` turns it off. Nothing here ever fails: a file that cannot be read or written is no cache.
-    With `fresh` nothing is found, but what is measured replaces what was there.
+    Kept in the `cache_folder`, if there is one. Nothing here ever fails: a file that cannot be read or written is no
+    cache. With `fresh` nothing is found, but what is measured replaces what was there.
     """
 
     def __init__(self, fresh: bool = False) -> None:
         self._path = _path()
-        self._found = {} if fresh or self._path is None else _read(self._path)
+        self._found = {} if fresh or self._path is None else read_cache(self._path, _FORMAT)
         self._new: dict[str, list[float]] = {}
 
     def get(self, layout: str, work: Workload) -> Cost | None:
@@ -48,79 +41,21 @@ class Timings:
         """Adds the new costs to the file. Of two processes that write at once, one may lose its own."""
         if self._path is None or not self._new:
             return
-        merged = _read(self._path)
+        merged = read_cache(self._path, _FORMAT)
         for key, numbers in self._new.items():
             # Last, as the youngest.
             merged.pop(key, None)
             merged[key] = numbers
-        with contextlib.suppress(OSError):
-            _write(self._path, dict(list(merged.items())[-_LIMIT:]))
+        write_cache(self._path, _FORMAT, dict(list(merged.items())[-_LIMIT:]))
 
 
 def _path() -> Path | None:
-    own = os.environ.get("SPARSEFLOW_CACHE_DIR")
-    if own is not None:
-        return Path(own) / "timings.json" if own else None
-    shared = os.environ.get("XDG_CACHE_HOME")
-    try:
-        folder = Path(shared) if shared else Path.home() / ".cache"
-    # Path.home where there is no home.
-    except RuntimeError:
-        return None
-    return folder / "sparseflow" / "timings.json"
+    folder = cache_folder()
+    return None if folder is None else folder / "timings.json"
 
 
 def _key(layout: str, work: Workload) -> str:
-    return f"{_environment(work.device)} | {torch.get_float32_matmul_precision()} | {layout} | {work}"
-
-
-@functools.cache
-def _environment(device: torch.device) -> str:
-    """What a timing depends on besides the workload: chips and versions."""
-    parts = [_processor(), f"{os.cpu_count()} cores"]
-    if device.type == "cuda":
-        parts.append(torch.cuda.get_device_name(device))
-    parts.extend(f"{name} {_version(name)}" for name in ("torch", "llvmlite", "triton", "sparseflow"))
-    return ", ".join(parts)
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError), open("/proc/cpuinfo") as lines:
-        for line in lines:
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
-
-
-def _read(path: Path) -> dict[str, object]:
-    try:
-        content = json.loads(path.read_text())
-    # Neither JSON nor text are ValueErrors; brackets without end are a RecursionError.
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        return {}
-    timings = content.get("timings")
-    return timings if isinstance(timings, dict) else {}
-
-
-def _write(path: Path, timings: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with open(descriptor, "w") as file:
-            json.dump({"format": _FORMAT, "timings": timings}, file, indent=0)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+    return f"{environment(work.device)} | {torch.get_float32_matmul_precision()} | {layout} | {work}"
 
 
 def _cost(numbers: object) -> Cost | None:

@@ -30,6 +30,7 @@ from sparseflow.report.tables import (
     round_table,
     seed_table,
 )
+from sparseflow.report.wafer_figures import wafer_pictures
 from sparseflow.report.words import MISSING, accuracy_percent, duration, headline, percent, times
 
 
@@ -74,6 +75,7 @@ def _contents(run: Result, masks: MasksByRound, input_shape: tuple[int, ...]) ->
         "cost": _cost_in_words(run),
         "cards": _cards(run, verdict_round),
         "figures": _figures(run),
+        "wafer": _wafer(run),
         "intervals": interval_table(run.verdict.comparisons) if run.verdict is not None else None,
         "rounds": round_table(run),
         "seeds": seed_table(run),
@@ -99,6 +101,14 @@ def _figures(run: Result) -> dict[str, Markup | None]:
     }
     # These are SVG of our own making; the template escapes everything else.
     return {name: None if svg is None else Markup(svg) for name, svg in drawn.items()}
+
+
+def _wafer(run: Result) -> dict[str, str | Markup] | None:
+    found = wafer_pictures(run.wafer)
+    if found is None:
+        return None
+    # SVG of our own making, as above.
+    return {"words": found.words, "timeline": Markup(found.timeline), "speedup": Markup(found.speedup)}
 
 
 def _cards(run: Result, verdict_round: int | None) -> list[tuple[str, str, str]]:

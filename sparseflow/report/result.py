@@ -76,8 +76,19 @@ class RoundVerdict(_Record):
     density: float | None = None
 
 
+class WaferStep(_Record):
+    """What the machine model of a wafer needs to know of a run's last round: a batch, and the network as
+    `hardware.wafer.Network.to_json` has it.
+    """
+
+    network: dict[str, Any]
+    batch: int
+    system: str = "cs2"
+    systems: int = 1
+
+
 class Result(_Record):
-    """A run. The plan maps each seed to the plans of its rounds."""
+    """A run. The plan maps each seed to the plans of its rounds. `wafer` is for runs on the backend `stream`."""
 
     name: str
     task: str
@@ -91,6 +102,7 @@ class Result(_Record):
     plan: dict[str, list[RoundPlan | None]] = {}
     controls: list[Control] = []
     verdict: RoundVerdict | None = None
+    wafer: WaferStep | None = None
 
 
 @dataclass(frozen=True)

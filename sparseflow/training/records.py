@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket, Weights
-from sparseflow.files.atomic import atomic_write
 from sparseflow.files.part import Part, array_part, json_part, tensors_part
 from sparseflow.files.readers import read_array, read_json, read_tensors, read_ticket, read_weights
 from sparseflow.files.shelf import Shelf

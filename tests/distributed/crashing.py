@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import functools
 import gc
-import importlib
 import os
 import random
 import signal
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from crash_points import arm
 from launching import context
 from torch import Tensor, nn
 
@@ -206,33 +204,10 @@ def _work(rank: int, world: int, folder: Path, point: Point | None) -> None:
         )
     folder.with_suffix(".begun").touch()
     if rank == 0 and point is not None:
-        _arm(point, folder)
+        arm(point.function, point.when, point.number, lambda: _kill(point, folder))
     search(folder)
     if world > 1:
         dist.destroy_process_group()
-
-
-def _arm(point: Point, folder: Path) -> None:
-    """Puts a function in the place of the point's, which kills when it is called for that time."""
-    module, _, path = point.function.partition(":")
-    owner: Any = importlib.import_module(module)
-    *outer, name = path.split(".")
-    for part in outer:
-        owner = getattr(owner, part)
-    function: Callable[..., Any] = getattr(owner, name)
-    calls = iter(range(sys.maxsize))
-
-    @functools.wraps(function)
-    def armed(*args: Any, **kwargs: Any) -> Any:
-        hit = next(calls) == point.number
-        if hit and point.when == "before":
-            _kill(point, folder)
-        result = function(*args, **kwargs)
-        if hit and point.when == "after":
-            _kill(point, folder)
-        return result
-
-    setattr(owner, name, armed)
 
 
 def _kill(point: Point, folder: Path) -> None:

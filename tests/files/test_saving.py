@@ -15,8 +15,8 @@ from raw_files import assert_same, assert_same_state, small_ticket
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sparseflow.atomic import atomic_write
 from sparseflow.files import FileMissingError, Ticket, Weights, load, save
-from sparseflow.files.atomic import atomic_write
 from sparseflow.masks.masks import Masks
 
 NAN, INF = float("nan"), float("inf")

@@ -16,9 +16,11 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.backends.dense import CompactOp
 from sparseflow.hardware.workload import Geometry, Workload
 
+# `cpu` has its turn in tests/kernels, `stream` in tests/streaming, `triton` in tests/triton.
+ELSEWHERE = {"cpu", "stream", "triton"}
 
-# `cpu` has its turn in tests/kernels.
-@pytest.mark.parametrize("name", sorted({*backends.available()} - {"cpu"}))
+
+@pytest.mark.parametrize("name", sorted({*backends.available()} - ELSEWHERE))
 def test_backend_keeps_every_rule(name: str) -> None:
     testing.check_backend(backends.get(name))
 
@@ -174,6 +176,22 @@ def test_error_of_an_op_names_the_layer() -> None:
     assert error.value.__notes__ == ["backend 'good', linear, (7, 33), torch.float32, cpu, 231 weights kept"]
 
 
+def test_kit_can_try_a_part_of_the_cases() -> None:
+    class Recorded(Good):
+        def pack(self, mask: Tensor, layout: str) -> CompactOp:
+            kept.add(int(mask.sum()))
+            return super().pack(mask, layout)
+
+    tried = []
+    for first in range(5):
+        kept = set[int]()
+        testing.check_backend(Recorded(), every=5, first=first)
+        tried.append(kept)
+    assert tried == [{231}, {1}, {116}, {13}, {0}]
+    with pytest.raises(ValueError, match="first from 0 to every - 1, got every=2 and first=2"):
+        testing.check_backend(Good(), every=2, first=2)
+
+
 def test_kit_leaves_the_rng_alone() -> None:
     before = torch.get_rng_state()
     testing.check_backend(Good())
@@ -194,8 +212,7 @@ def test_assert_close_measures_rms_over_rms() -> None:
         testing.assert_close(expected * float("nan"), expected)
 
 
-# `cpu` has its turn in tests/kernels.
-@pytest.mark.parametrize("name", sorted({*backends.available()} - {"cpu"}))
+@pytest.mark.parametrize("name", sorted({*backends.available()} - ELSEWHERE))
 def test_gradient_that_overflows_at_a_pruned_place_stays_away_from_the_kept(name: str) -> None:
     op = pack(name, torch.tensor([[True, False]]))
     x, dy = torch.tensor([[2.0, float("inf")]]), torch.tensor([[1.0]])
@@ -224,3 +241,17 @@ def test_workload_counts_uses_of_a_weight() -> None:
     assert conv.output_image((8, 7)) == (4, 4)
     assert conv.positions == 4 * 16
     assert conv.input_shape() == (4, 6, 8, 7)
+
+
+def test_readiness_asks_the_gpu_too(monkeypatch: pytest.MonkeyPatch, install: Callable[[object], None]) -> None:
+    class OnGpu(Good):
+        def unsupported(self, work: Workload) -> str | None:
+            return None if work.device.type == "cuda" else "needs a GPU"
+
+    install(OnGpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for there, reason in ((False, "needs a GPU"), (True, None)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        found = backends.readiness()
+        assert list(found) == backends.available()
+        assert found["good"] == reason and found["dense"] is None

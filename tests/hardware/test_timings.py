@@ -13,7 +13,7 @@ import torch
 from networks import mlp, random_masks
 
 import sparseflow as sf
-from sparseflow.hardware import routing, timings
+from sparseflow.hardware import cache, routing, timings
 from sparseflow.hardware.backends import Backend, Cost
 from sparseflow.hardware.plan import Plan
 from sparseflow.hardware.timings import Timings
@@ -38,9 +38,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, fused: object) -> list[Workload]:
 
 @pytest.fixture
 def fresh_environment() -> Iterator[None]:
-    timings._environment.cache_clear()
+    cache.environment.cache_clear()
     yield
-    timings._environment.cache_clear()
+    cache.environment.cache_clear()
 
 
 def plan(fresh: bool = False, density: float = 0.3) -> Plan:
@@ -107,10 +107,10 @@ def test_another_machine_or_version_is_another_timing(monkeypatch: pytest.Monkey
     kept.save()
     for name, value in (("_processor", lambda: "another chip"), ("_version", lambda package: "0")):
         with monkeypatch.context() as patched:
-            patched.setattr(timings, name, value)
-            timings._environment.cache_clear()
+            patched.setattr(cache, name, value)
+            cache.environment.cache_clear()
             assert Timings().get("x", WORK) is None
-    timings._environment.cache_clear()
+    cache.environment.cache_clear()
     assert Timings().get("x", WORK) == COST
 
 

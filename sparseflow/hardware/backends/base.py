@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from sparseflow.hardware.workload import Workload
@@ -96,6 +97,21 @@ class FusedOp(SparseOp, Protocol):
 
 
 @runtime_checkable
+class MasterOp(FusedOp, Protocol):
+    """An op that multiplies in 16 bits by itself what is kept in float32: mixed precision without copies around it.
+
+    Under autocast a layer casts x and gives float32 `values` and `bias` as they are to an op whose `compute_dtypes` has
+    the dtype of x; to any other op it gives casts of them. The op makes whatever short copies it needs, sums in
+    float32, and returns y and dx in the dtype of x, dvalues and dbias in float32.
+    """
+
+    @property
+    def compute_dtypes(self) -> tuple[torch.dtype, ...]:
+        """The dtypes of x for which `values` and `bias` may be float32."""
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """New hardware: one object with these five members, named by an entry point in `sparseflow.backends`."""
 
@@ -123,4 +139,27 @@ class Backend(Protocol):
 
         `ValueError` for a layout of another backend or version.
         """
+        ...
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """A backend that has something to add to the reason of a plan, such as which of its kernels it chose and why."""
+
+    def explain(self, work: Workload) -> str:
+        """Some words without a full stop, for a workload that it supports."""
+        ...
+
+
+@runtime_checkable
+class EmulatedBackend(Backend, Protocol):
+    """A backend that shows here what another machine would do: its cost is that machine's, modelled.
+
+    A plan shows the cost and never chooses the backend by itself, since seconds of two machines say nothing about
+    which is faster on this one.
+    """
+
+    @property
+    def machine(self) -> str:
+        """Whose seconds these are."""
         ...

@@ -7,14 +7,13 @@ the arithmetic is dense, but gradients, optimizer state, traffic and shards are 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflow.hardware.backends.base import Cost
+from sparseflow.hardware.backends.dense_products import gradients, product
 from sparseflow.hardware.backends.rates import rates
 from sparseflow.hardware.workload import Geometry, Workload
 
@@ -85,13 +84,14 @@ class DenseOp:
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.mask.shape, self.mask.shape)
-        return _forward(geometry, x, values, bias)
+        return product(geometry, x, values, bias)
 
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.mask.shape, self.mask.shape)
         _check_gradient(dy, x, self.mask.shape)
-        dx, dweight = _backward(geometry, dy, x, lambda: values, values.shape, need_dx)
+        dx, dweight = gradients(geometry, dy, x, lambda: values, values.shape, need_dx)
+        assert dweight is not None
         if self.nnz < self.mask.numel():
             dweight.view(_INTEGERS[dweight.itemsize]).bitwise_and_(self._kept_bits(dweight.itemsize))
         return dx, dweight
@@ -134,14 +134,15 @@ class CompactOp:
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.index.shape, self.shape)
-        return _forward(geometry, x, self.unpack_values(values), bias)
+        return product(geometry, x, self.unpack_values(values), bias)
 
     def backward(self, dy: Tensor, x: Tensor, values: Tensor, need_dx: bool) -> tuple[Tensor | None, Tensor]:
         geometry = _geometry(self.layout)
         _check(geometry, x, values, self.index.shape, self.shape)
         _check_gradient(dy, x, self.shape)
         # The scratch weight is made anew rather than saved: between forward and backward only nnz values stay.
-        dx, dweight = _backward(geometry, dy, x, lambda: self.unpack_values(values), self.shape, need_dx)
+        dx, dweight = gradients(geometry, dy, x, lambda: self.unpack_values(values), self.shape, need_dx)
+        assert dweight is not None
         return dx, self.pack_values(dweight)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -179,40 +180,6 @@ def _check_gradient(dy: Tensor, x: Tensor, weight: tuple[int, ...]) -> None:
         raise ValueError(f"expected dy of shape {expected} or such images, got {tuple(dy.shape)}")
 
 
-def _forward(geometry: Geometry, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if geometry.kind == "linear":
-        return F.linear(x, weight, bias)
-    return F.conv2d(x, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups)
-
-
-def _backward(
-    geometry: Geometry,
-    dy: Tensor,
-    x: Tensor,
-    weight: Callable[[], Tensor],
-    shape: tuple[int, ...],
-    need_dx: bool,
-) -> tuple[Tensor | None, Tensor]:
-    if geometry.kind == "linear":
-        return dy.mm(weight()) if need_dx else None, dy.t().mm(x)
-    # Without dx the weight's numbers are not read, only its shape.
-    w = weight() if need_dx else dy.new_empty(1).expand(shape)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(
-        dy,
-        x,
-        w,
-        None,
-        geometry.stride,
-        geometry.padding,
-        geometry.dilation,
-        False,
-        [0, 0],
-        geometry.groups,
-        [need_dx, True, False],
-    )
-    return dx, dweight
-
-
 def _unsupported(work: Workload) -> str | None:
     if not work.dtype.is_floating_point:
         return f"computes in floating point, not {work.dtype}"
@@ -221,11 +188,11 @@ def _unsupported(work: Workload) -> str | None:
 
 def _cost(work: Workload, update_bytes: int, extra_bytes: int, kept: int, index_bytes: int = 0) -> Cost:
     machine = rates(work.device, work.compute_dtype, work.threads)
-    product = work.product_flops / machine.flops
+    seconds = work.product_flops / machine.flops
     return Cost(
-        forward=product,
-        dgrad=product if work.needs_dx else 0.0,
-        wgrad=product + extra_bytes / machine.bandwidth,
+        forward=seconds,
+        dgrad=seconds if work.needs_dx else 0.0,
+        wgrad=seconds + extra_bytes / machine.bandwidth,
         update=update_bytes / machine.bandwidth,
         bytes=4 * work.dtype.itemsize * kept + (index_bytes or work.weights),
         measured=False,

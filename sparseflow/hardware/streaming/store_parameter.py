@@ -1,0 +1,216 @@
+"""One parameter in a store: its index and its two slots. Shapes: Z kept values, in canonical order."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparseflow.hardware.streaming import tiles
+from sparseflow.hardware.streaming.slots import Layout, Pages, Traffic, chunks
+from sparseflow.hardware.streaming.store_manifest import Record, damaged
+from sparseflow.hardware.streaming.tiles import POINTER, VALUE, Tile
+from sparseflow.hardware.streaming.updates import Rule
+
+# Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
+CHUNK = 2**16
+
+T = TypeVar("T")
+
+Kept = NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter for a new store. mask: True = kept, None where nothing is pruned.
+
+    weight: dense, what makes it, or None for zeros. keys: of the optimizer state to keep beside it; none where it is
+    not trained.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    mask: Tensor | None
+    weight: Tensor | Callable[[], Tensor] | None
+    keys: tuple[str, ...] = ()
+
+
+class StoredParameter:
+    """A parameter whose committed slot is never written to: the first change after a commit goes to the other.
+
+    `record`: as it is now; `committed`: as it was at the last commit, None where this file is newer. `torn`: whether a
+    change was cut short, so that the values are neither old nor new.
+    """
+
+    def __init__(self, record: Record, committed: Record | None, pages: Pages, traffic: Traffic) -> None:
+        self.record, self.committed, self.pages, self.torn = record, committed, pages, False
+        self._traffic = traffic
+        counts, head = None, 0
+        if record.index_sha256 is not None:
+            grid = tiles.boxes(record.shape)
+            counts, head = pages.view(0, len(grid), torch.int32).tolist(), len(grid) * POINTER
+        self.tiles = tiles.tiling(record.shape, counts, head)
+        self._layout = layout_of(self.tiles, head, record.keys)
+        if (self._layout.nnz, self._layout.nbytes) != (record.nnz, record.nbytes):
+            got = f"an index of {self._layout.nnz} in {self._layout.nbytes}"
+            why = f"expected {record.nnz} kept weights in {record.nbytes} bytes, got {got}"
+            raise ValueError(damaged(record, why))
+        self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
+
+    @property
+    def nnz(self) -> int:
+        """Kept weights: Z."""
+        return self.record.nnz
+
+    def section(self, key: str | None = None) -> Tensor:
+        """The values (None) or a state as they are now, Z long: a view, only to be read."""
+        return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)
+
+    def stream(self, key: str | None = None) -> Iterator[tuple[Tile, NDArray[np.uint8], Tensor]]:
+        """Each tile with its index and its part of the values (None) or of a state: views, only to be read.
+
+        The system is told of each before the one before it is used, so that it reads neither late nor more than that.
+        """
+        section = self.section(key)
+        for tile in _each_expected(self.tiles, lambda tile: self._expect(tile, key)):
+            self._traffic.add(read=tile.index_bytes + tile.nnz * VALUE)
+            yield tile, self._index_of(tile), section[tile.value : tile.value + tile.nnz]
+
+    def places(self) -> Iterator[tuple[Tile, Kept]]:
+        """Each tile with the places in it that are kept; None for all."""
+        for tile in _each_expected(self.tiles, self._expect_index):
+            self._traffic.add(read=tile.index_bytes)
+            yield tile, tiles.places(tile, self._index_of(tile))
+
+    def mask(self) -> Tensor:
+        """True = kept, in the parameter's shape."""
+        flat = torch.ones(math.prod(self.record.shape), dtype=torch.bool)
+        for tile, kept in self.places():
+            if kept is not None:
+                part = flat[tile.place : tile.place + tile.places].zero_()
+                part[torch.from_numpy(kept)] = True
+        return flat.view(self.record.shape)
+
+    def verify(self) -> None:
+        """`ValueError` where the index is not what was written."""
+        self._traffic.add(read=self._layout.index_bytes)
+        expected = self.record.index_sha256
+        if expected is not None and hashlib.sha256(self._index.data).hexdigest() != expected:
+            raise ValueError(damaged(self.record, f"expected an index with the sha256 {expected}, got another"))
+
+    def read(self, out: Tensor, key: str | None = None) -> Tensor:
+        """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
+        flat = out.view(-1)
+        for tile, index, values in self.stream(key):
+            tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
+        return out
+
+    def gather(self, dense: Tensor) -> Tensor:
+        """A new tensor, Z long: what a tensor of the parameter's shape has at the kept places."""
+        flat, found = dense.detach().reshape(-1), torch.empty(self.nnz, dtype=dense.dtype)
+        for tile, kept in self.places():
+            part = flat[tile.place : tile.place + tile.places]
+            found[tile.value : tile.value + tile.nnz] = tiles.gather(part, kept)
+        return found
+
+    def write(self, weight: Tensor) -> None:
+        """Stores what a dense float32 tensor has at the kept places; the state stays as it is."""
+        flat = weight.detach().reshape(-1)
+        parts = (tiles.gather(flat[tile.place : tile.place + tile.places], kept) for tile, kept in self.places())
+        self.put(parts)
+
+    def put(self, parts: Iterable[Tensor], key: str | None = None) -> None:
+        """Replaces the values (None) or a state by these parts, Z long together; the rest stays as it is."""
+        with self._changing() as slot:
+            self._keep(slot, [other for other in (None, *self.record.keys) if other != key])
+            start = 0
+            for part in parts:
+                self._put(slot, key, start, part)
+                start += part.numel()
+            assert start == self.nnz, f"{self.record.name}: {start} of {self.nnz} values"
+
+    def update(self, gradient_Z: Tensor, rule: Rule) -> None:
+        """One step of an optimizer on values and state, a chunk at a time."""
+        step = self.record.steps + 1
+        keys = (None, *self.record.keys)
+        with self._changing() as slot:
+            for span, (values, *state) in self._chunks(keys):
+                rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
+                for key, changed in zip(keys, (values, *state), strict=True):
+                    self._put(slot, key, span.start, changed)
+        self.set_steps(step)
+
+    def set_steps(self, steps: int) -> None:
+        """How many updates it had."""
+        self.record = self.record.model_copy(update={"steps": steps})
+
+    @contextmanager
+    def _changing(self) -> Iterator[int]:
+        """Yields the slot to write all sections to, which counts from the end of the block on."""
+        fresh = self.committed is not None and self.committed.slot == self.record.slot
+        slot = 1 - self.record.slot if fresh else self.record.slot
+        # Nothing reads the other slot before it is whole.
+        self.torn = self.torn or not fresh
+        yield slot
+        self.torn = False
+        self.record = self.record.model_copy(update={"slot": slot})
+
+    def _keep(self, slot: int, keys: Iterable[str | None]) -> None:
+        """Copies what is not to change into a slot, unless it is there."""
+        if slot == self.record.slot:
+            return
+        for key in keys:
+            for span, (values,) in self._chunks([key]):
+                self._put(slot, key, span.start, values)
+
+    def _chunks(self, keys: Sequence[str | None]) -> Iterator[tuple[slice, list[Tensor]]]:
+        """Copies of sections, a chunk at a time, so that what is in memory is not as long as the layer."""
+        sections = [self.section(key) for key in keys]
+
+        def expect(span: slice) -> None:
+            for key in keys:
+                self._expect_section(key, span.start, span.stop)
+
+        for span in _each_expected(chunks(self.nnz, CHUNK), expect):
+            self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
+            yield span, [section[span].clone() for section in sections]
+
+    def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
+        return self._index[tile.offset : tile.offset + tile.index_bytes]
+
+    def _expect(self, tile: Tile, key: str | None) -> None:
+        self._expect_index(tile)
+        self._expect_section(key, tile.value, tile.value + tile.nnz)
+
+    def _expect_index(self, tile: Tile) -> None:
+        self.pages.expect(tile.offset, tile.index_bytes)
+
+    def _expect_section(self, key: str | None, start: int, stop: int) -> None:
+        offset = self._layout.offset(self.record.slot, key)
+        self.pages.expect(offset + start * VALUE, (stop - start) * VALUE)
+
+    def _put(self, slot: int, key: str | None, start: int, values: Tensor) -> None:
+        self.pages.write(self._layout.offset(slot, key) + start * VALUE, values)
+        self._traffic.add(written=values.nbytes)
+
+
+def _each_expected(items: Sequence[T], expect: Callable[[T], None]) -> Iterator[T]:
+    expected = 0
+    for number, item in enumerate(items):
+        while expected < min(number + 2, len(items)):
+            expect(items[expected])
+            expected += 1
+        yield item
+
+
+def layout_of(grid: tuple[Tile, ...], head: int, keys: tuple[str, ...]) -> Layout:
+    """Of a parameter with these tiles; `head`: bytes before the first one's index, where the tiles are counted."""
+    return Layout(head + sum(tile.index_bytes for tile in grid), sum(tile.nnz for tile in grid), keys)

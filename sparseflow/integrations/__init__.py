@@ -1,0 +1,3 @@
+"""Other people's formats and libraries."""
+
+from sparseflow.integrations import cerebras as cerebras

@@ -1,0 +1,25 @@
+"""Every test of this folder runs the kernels under Triton's interpreter, on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
+
+if not isinstance(tl.sum, InterpretedFunction):
+    raise pytest.UsageError("triton is imported already; run these tests in a process of their own, before others")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def poisoned_memory() -> Iterator[None]:
+    """Lets every tensor that is made without values hold NaN: what a kernel does not write then shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
