@@ -127,7 +127,7 @@ def test_an_unstructured_ticket_loses_the_units_that_nothing_reads() -> None:
 
 def test_residual_channels_are_refused_and_those_inside_of_blocks_go() -> None:
     torch.manual_seed(0)
-    model, x = trained(sf.models.resnet20(width=4)), torch.randn(2, 1, 28, 28)
+    model, x = trained(sf.models.resnet20(width=4)), torch.randn(2, 1, 8, 8)
     pattern = sf.channels(model, x)
     assert set(pattern.feeds) == {f"layer{i}.{j}.conv1.weight" for i in (1, 2, 3) for j in (0, 1, 2)}
     assert "residual connection" in pattern.refused["layer1.0.conv2.weight"]
