@@ -45,8 +45,10 @@ if TYPE_CHECKING:
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
+    from sparseflow.training.shrink import shrink as shrink
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
+    from sparseflow.training.wiring import channels as channels
 
 _HOMES = {
     "sparseflow.files": ("SparseFormatError", "Ticket", "Weights", "load", "save"),
@@ -62,8 +64,10 @@ _HOMES = {
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
+    "sparseflow.training.shrink": ("shrink",),
     "sparseflow.training.trainer": ("Trainer",),
     "sparseflow.training.verdict": ("verdict",),
+    "sparseflow.training.wiring": ("channels",),
 }
 _MODULES = {
     "backends": "sparseflow.hardware.backends",

@@ -12,24 +12,23 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from sparseflow import data, models
 from sparseflow.algorithms import first_round, make_dynamic
-from sparseflow.masks.criteria import Criterion
-from sparseflow.masks.importance import Importance
-from sparseflow.masks.patterns import NM, Block, Pattern, Unstructured
+from sparseflow.recipe_pruning import Named as Named
+from sparseflow.recipe_pruning import PruningSpec as PruningSpec
+from sparseflow.recipe_pruning import Strict
+from sparseflow.recipe_pruning import make_pruning as make_pruning
 from sparseflow.resolve import call, choose
-from sparseflow.training import criteria, schedules
+from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
-from sparseflow.training.lottery import Rewind
-from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Listener, Trainer
 
@@ -40,29 +39,13 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Named(_Strict):
-    """One of ours by name, or the user's own by `module:function`, with options for its arguments."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class OptimizerSpec(_Strict):
+class OptimizerSpec(Strict):
     name: str
     lr: float = Field(gt=0)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
-class TrainingSpec(_Strict):
+class TrainingSpec(Strict):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     optimizer: OptimizerSpec
@@ -73,34 +56,15 @@ class TrainingSpec(_Strict):
     evaluate_every: int | None = Field(None, ge=1)
 
 
-class PruningSpec(_Strict):
-    rounds: int = Field(ge=0)
-    rate: float | None = Field(None, ge=0, lt=1)
-    density: float | None = Field(None, gt=0, le=1)
-    schedule: Literal["constant", "cubic"] = "constant"
-    # One of ours by name, or the user's own by `module:function`.
-    criterion: str = "magnitude"
-    # How many of the first batches a criterion that needs data looks at.
-    batches: int = Field(1, ge=1)
-    importance: Importance | None = None
-    pattern: Named = Named(name="unstructured")
-    allocation: Literal["global", "layerwise", "uniform", "erk"] = "global"
-    rates: dict[str, float] | None = None
-    floor: int | float | dict[str, int | float] | None = None
-    param_filter: str | list[str] | None = None
-    rewind: Rewind = "weights"
-    rewind_to: int = Field(0, ge=0)
-
-
 _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
 
 
-class ControlSpec(_Strict):
-    rounds: list[int] = []
-    kinds: list[Kind] = ["reinit", "shuffle", "random"]
+class ControlSpec(Strict):
+    rounds: list[int] = Field(default=[])
+    kinds: list[Kind] = Field(default=["reinit", "shuffle", "random"])
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A run: one task, one way to train it, one way to prune it, and the seeds to repeat it with."""
 
     name: str
@@ -193,35 +157,6 @@ def available_recipes() -> dict[str, Path]:
     # Installed, they lie in the package; in a checkout, beside it.
     folders = [package / "recipes", package.parent / "recipes"]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
-def make_pruning(spec: PruningSpec) -> Pruning:
-    """How the recipe prunes. `ValueError` for a combination that says nothing, or two things."""
-    return Pruning(
-        spec.rounds,
-        rate=spec.rate,
-        density=spec.density,
-        schedule=spec.schedule,
-        criterion=make_criterion(spec.criterion),
-        importance=spec.importance,
-        pattern=make_pattern(spec.pattern),
-        allocation=spec.allocation,
-        rates=spec.rates,
-        floor=spec.floor,
-        param_filter=spec.param_filter,
-    )
-
-
-def make_criterion(name: str) -> str | Criterion:
-    """The name of one of ours, or the user's function. `ValueError` for a name that is neither."""
-    found = choose("criterion", name, dict.fromkeys(criteria.names(), make_criterion))
-    return cast(Criterion, found) if ":" in name else name
-
-
-def make_pattern(spec: Named) -> Pattern:
-    """The pattern that a recipe names, ours or the user's `module:function`, made with its options."""
-    choices: dict[str, Callable[..., object]] = {"unstructured": Unstructured, "nm": NM, "block": Block}
-    return cast(Pattern, call(choose("pattern", spec.name, choices), spec.options, f"pattern {spec.name}"))
 
 
 def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:

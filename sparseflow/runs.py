@@ -138,7 +138,7 @@ def check(recipe: Recipe) -> Task:
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
     everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
     method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
-    prunes = make_pruning(recipe.pruning) if method is None else Start(method, recipe.pruning.param_filter)
+    prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
     evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
     prunes.check(trainer.model, everything, evidence)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
@@ -220,7 +220,7 @@ def _tickets(trainer: Trainer, recipe: Recipe, seed: int, records: Records) -> I
         return train_dynamic(trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records)
     return train_rounds(
         trainer,
-        replace(make_pruning(spec), seed=seed),
+        replace(make_pruning(spec, trainer), seed=seed),
         records,
         algorithm=algorithm.name,
         rewind=spec.rewind,

@@ -41,15 +41,13 @@ from sparseflow.training.retention import clear_done, count_rounds, name_of, pla
 from sparseflow.training.trainer import Trained
 
 _TICKET, _METRICS, _SCORES, _MASKS = "ticket.safetensors", "metrics.json", "scores.npy", "masks.safetensors"
-_PLAN = "plan.json"
-_TRAINED, _EARLY = "trained.safetensors", "early.safetensors"
+_PLAN, _TRAINED, _EARLY = "plan.json", "trained.safetensors", "early.safetensors"
 
 
 class Records:
     """The records of one search in `folder`, which is made. None keeps nothing.
 
-    first: the first round that is trained, 1 where there is no dense one. All ranks of a launch call every method
-    alike; rank 0 writes and decides, all read the folder that they share.
+    first: the first round that is trained. All ranks call every method alike; rank 0 writes, all read the one folder.
     """
 
     def __init__(

@@ -152,6 +152,16 @@ def test_what_does_not_fit_the_network_is_said_before_training(tmp_path: Path) -
         check(load_recipe(recipe_file(tmp_path, pattern={"name": "nm", "options": {"n": 6, "m": 7}})))
 
 
+def test_channels_of_a_recipe_are_those_of_its_network(tmp_path: Path) -> None:
+    recipe = load_recipe(recipe_file(tmp_path, pattern="channel", density=0.5))
+    check(recipe)
+    run = open_run(tmp_path / "run", recipe, resume=False)
+    begin(run)
+    run_seed(run, 1, lambda event: None)
+    rows = {name: int(mask.any(1).sum()) for name, mask in run.records(1).ticket(1).masks.items()}
+    assert rows["fc1.weight"] + rows["fc2.weight"] == 200 and rows["fc3.weight"] == 10
+
+
 def test_a_function_of_ones_own_by_its_place(tmp_path: Path) -> None:
     recipe = load_recipe(recipe_file(tmp_path, criterion="sparseflow.masks.criteria:random", importance="l1"))
     pruning = make_pruning(recipe.pruning)

@@ -147,6 +147,17 @@ def test_no_more_passes_than_are_needed(batches: int, snips: int, grasps: int) -
         assert Counted.runs == runs
 
 
+def test_the_mean_over_ranks_is_that_of_the_whole_batch() -> None:
+    model = network()
+    x, y = batch()
+    assert isinstance(x, Tensor)
+    halves = [snip(model, [data], cross_entropy)(dense_weights(model), 0) for data in [(x[:6], y[:6]), (x[6:], y[6:])]]
+    whole = snip(model, [(x, y)], cross_entropy)(dense_weights(model), 0)
+    for name, tensor in whole.tensors.items():
+        mean = (halves[0].tensors[name] + halves[1].tensors[name]) / 2
+        torch.testing.assert_close(mean, tensor, rtol=1e-12, atol=1e-15)
+
+
 class Normed(nn.Module):
     """A convolution with BatchNorm, dropout, and a second convolution."""
 
