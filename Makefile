@@ -41,8 +41,9 @@ bench: $(VENV)/.ready-bench
 soak: $(VENV)/.ready-all
 	$(BIN)/python tools/soak.py
 	PYTHONPATH=tests:tests/distributed $(BIN)/python tools/soak_kills.py
-	$(BIN)/python tools/compile_matrix.py --all
 	PYTHONPATH=tests:tests/streaming $(BIN)/python tools/soak_stores.py
+	$(BIN)/python tools/compile_matrix.py --all
+	$(BIN)/python tools/soak_triton.py
 
 clean:
 	rm -rf $(VENV) build dist

@@ -31,17 +31,24 @@ if TYPE_CHECKING:
     from sparseflow.hardware.streaming.model import stream as stream
     from sparseflow.hardware.streaming.model import stream_of as stream_of
     from sparseflow.hardware.traffic import charge as charge
+    from sparseflow.masks import NM as NM
+    from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
+    from sparseflow.training.at_init import prune_at_init as prune_at_init
+    from sparseflow.training.connection import broken_layer as broken_layer
+    from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
+    from sparseflow.training.shrink import shrink as shrink
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
+    from sparseflow.training.wiring import channels as channels
 
 _HOMES = {
     "sparseflow.files": ("SparseFormatError", "Ticket", "Weights", "load", "save"),
@@ -50,13 +57,17 @@ _HOMES = {
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
-    "sparseflow.masks": ("Masks", "Unstructured"),
+    "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.training.at_init": ("prune_at_init",),
+    "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
+    "sparseflow.training.shrink": ("shrink",),
     "sparseflow.training.trainer": ("Trainer",),
     "sparseflow.training.verdict": ("verdict",),
+    "sparseflow.training.wiring": ("channels",),
 }
 _MODULES = {
     "backends": "sparseflow.hardware.backends",

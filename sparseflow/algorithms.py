@@ -1,4 +1,4 @@
-"""What a recipe's `algorithm` names, besides `imp`: methods that change masks in training."""
+"""What a recipe's `algorithm` names: `imp`, `prune-at-init`, or a method that changes masks in training."""
 
 from __future__ import annotations
 
@@ -23,18 +23,27 @@ _METHODS: dict[str, Callable[..., Dynamic]] = {
 }
 
 
+# Their masks stay in training, and what they prune stands under pruning.
+PRUNING = ("imp", "prune-at-init")
+
+
+def first_round(name: str) -> int:
+    """The first round that is trained: 1 where the network is pruned before it is ever trained."""
+    return 1 if name == "prune-at-init" else 0
+
+
 def make_dynamic(name: str, options: Mapping[str, Any], steps: int) -> Dynamic | None:
-    """The method of that name, ours or the user's `module:function`; None for "imp", whose masks stay in training.
+    """The method of that name, ours or the user's `module:function`; None for those in `PRUNING`.
 
     `until` is three quarters of `steps` where the options leave it out. `ValueError` or `TypeError` for names and
     options that do not exist, and for numbers out of range.
     """
-    if name == "imp":
+    if name in PRUNING:
         if options:
-            raise ValueError(f"algorithm 'imp' takes its options under pruning:, got {dict(options)}")
+            raise ValueError(f"algorithm {name!r} takes its options under pruning:, got {dict(options)}")
         return None
-    # "imp" stands there for the message, which lists the names.
-    make = choose("algorithm", name, {"imp": make_dynamic, **_METHODS})
+    # Those stand there for the message, which lists the names.
+    make = choose("algorithm", name, {**dict.fromkeys(PRUNING, make_dynamic), **_METHODS})
     if name in _METHODS and "until" in inspect.signature(make).parameters:
         options = {"until": round(_UNTIL * steps), **options}
     return cast(Dynamic, call(make, options, name))

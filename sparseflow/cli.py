@@ -130,7 +130,7 @@ def fetch_data(
 @app.command()
 def bench(
     file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on this GPU; or stream.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; stream: modelled.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
@@ -165,12 +165,10 @@ def bench(
 
 @app.command()
 def backends(as_json: AsJson = False) -> None:
-    """List the backends installed here, and whether each can run a plain linear layer on this machine."""
-    from sparseflow.hardware import backends as installed
-    from sparseflow.hardware.workload import Workload
+    """List the backends installed here, and whether each can run a plain linear layer on this machine or its GPU."""
+    from sparseflow.hardware.backends import readiness
 
-    work = Workload(shape=(512, 512), rows=128, density=0.1)
-    found = {name: installed.get(name).unsupported(work) for name in installed.available()}
+    found = readiness()
     if as_json:
         typer.echo(json.dumps(found))
     else:

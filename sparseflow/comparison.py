@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparseflow.files import Ticket
-from sparseflow.runs import Run, load_run, metrics_of
+from sparseflow.runs import Run, load_run, metrics_of, trained_rounds
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compare_runs(first: Path, second: Path) -> Comparison:
     seeds = [seed for seed in a.recipe.seeds if seed in b.recipe.seeds]
     if not seeds:
         raise ValueError(f"expected runs with a seed in common, got {a.recipe.seeds} and {b.recipe.seeds}")
-    rounds = range(min(a.recipe.pruning.rounds, b.recipe.pruning.rounds) + 1)
+    rounds = sorted(set(trained_rounds(a.recipe)) & set(trained_rounds(b.recipe)))
     return Comparison([_pair(a, b, seed, number) for seed in seeds for number in rounds], verdicts)
 
 

@@ -12,23 +12,25 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from torch import nn
 
 from sparseflow import data, models
-from sparseflow.algorithms import make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.recipe_pruning import Named as Named
+from sparseflow.recipe_pruning import PruningSpec as PruningSpec
+from sparseflow.recipe_pruning import Strict
+from sparseflow.recipe_pruning import make_pruning as make_pruning
+from sparseflow.recipe_stream import StreamSpec
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
-from sparseflow.training.lottery import Rewind
-from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
-from sparseflow.training.streaming import Streaming
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -38,29 +40,13 @@ _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Named(_Strict):
-    """One of ours by name, or the user's own by `module:function`, with options for its arguments."""
-
-    name: str
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: object) -> object:
-        return {"name": value} if isinstance(value, str) else value
-
-
-class OptimizerSpec(_Strict):
+class OptimizerSpec(Strict):
     name: str
     lr: float = Field(gt=0)
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
-class TrainingSpec(_Strict):
+class TrainingSpec(Strict):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     optimizer: OptimizerSpec
@@ -71,45 +57,15 @@ class TrainingSpec(_Strict):
     evaluate_every: int | None = Field(None, ge=1)
 
 
-class PruningSpec(_Strict):
-    rounds: int = Field(ge=0)
-    rate: float | None = Field(None, ge=0, lt=1)
-    density: float | None = Field(None, gt=0, le=1)
-    schedule: Literal["constant", "cubic"] = "constant"
-    criterion: str = "magnitude"
-    allocation: Literal["global", "layerwise", "uniform", "erk"] = "global"
-    rates: dict[str, float] | None = None
-    floor: int | float | dict[str, int | float] | None = None
-    param_filter: str | list[str] | None = None
-    rewind: Rewind = "weights"
-    rewind_to: int = Field(0, ge=0)
-
-
 _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
 
 
-class StreamSpec(_Strict):
-    """In a store: see `training.streaming.Streaming`. store: a folder; if none, in the run's."""
-
-    store: str | None = None
-    format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"
-    systems: int = Field(1, ge=1)
-    spill: bool = False
-    buffer_limit: int | None = Field(None, gt=0)
-
-    def streaming(self, folder: Path | None, seed: int) -> Streaming:
-        """For one seed of a run in `folder`; in memory where there is neither folder nor store."""
-        place = Path(self.store) if self.store is not None else None if folder is None else folder / "store"
-        store = None if folder is None or place is None else place / f"seed-{seed}"
-        return Streaming(store, self.format, self.systems, self.spill, self.buffer_limit)
+class ControlSpec(Strict):
+    rounds: list[int] = Field(default=[])
+    kinds: list[Kind] = Field(default=["reinit", "shuffle", "random"])
 
 
-class ControlSpec(_Strict):
-    rounds: list[int] = []
-    kinds: list[Kind] = ["reinit", "shuffle", "random"]
-
-
-class Recipe(_Strict):
+class Recipe(Strict):
     """A run: one task, one way to train it, one way to prune it, and the seeds to repeat it with."""
 
     name: str
@@ -149,12 +105,21 @@ class Recipe(_Strict):
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
         if self.stream is not None and self.backend not in ("auto", "stream"):
             raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
+        self._check_at_init()
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
             name = self.algorithm.name
             raise ValueError(f"pruning: algorithm {name!r} prunes by its own options; only param_filter goes here")
         return self
+
+    def _check_at_init(self) -> None:
+        spec = self.pruning
+        if first_round(self.algorithm.name) and (spec.rounds, spec.rewind, spec.rewind_to) != (1, "weights", 0):
+            raise ValueError(
+                "algorithm 'prune-at-init' prunes once, before training: expected pruning.rounds: 1 and no rewind, got "
+                f"rounds={spec.rounds}, rewind={spec.rewind}, rewind_to={spec.rewind_to}"
+            )
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -197,21 +162,6 @@ def available_recipes() -> dict[str, Path]:
     # Installed, they lie in the package; in a checkout, beside it.
     folders = [package / "recipes", package.parent / "recipes"]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
-def make_pruning(spec: PruningSpec) -> Pruning:
-    """How the recipe prunes. `ValueError` for a combination that says nothing, or two things."""
-    return Pruning(
-        spec.rounds,
-        rate=spec.rate,
-        density=spec.density,
-        schedule=spec.schedule,
-        criterion=spec.criterion,
-        allocation=spec.allocation,
-        rates=spec.rates,
-        floor=spec.floor,
-        param_filter=spec.param_filter,
-    )
 
 
 def make_trainer(

@@ -16,7 +16,7 @@ import sparseflow
 from sparseflow.files import Ticket, save
 from sparseflow.recipes import Recipe
 from sparseflow.report import write_report
-from sparseflow.runs import Run, Task, metrics_of, worker_threads
+from sparseflow.runs import Run, Task, metrics_of, trained_rounds, worker_threads
 from sparseflow.training.records import write_json
 from sparseflow.training.verdict import ARMS, verdict
 
@@ -31,7 +31,8 @@ def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
     save(ticket, run.folder / "ticket.safetensors")
     save(records.early(run.recipe.pruning.rounds), run.folder / "model.safetensors", format="compact")
     last = run.recipe.pruning.rounds
-    pictured = sorted({0, last // 3, 2 * last // 3, result["verdict"]["round"]})
+    wanted = {0, last // 3, 2 * last // 3, result["verdict"]["round"]}
+    pictured = sorted(wanted & set(trained_rounds(run.recipe)))
     masks = {number: _arrays(records.ticket(number)) for number in pictured}
     write_report(result, run.folder / "report.html", masks=masks, input_shape=task.input_shape)
     write_json(before, result)
@@ -46,7 +47,7 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     plans: dict[str, Any] = {}
     for seed in recipe.seeds:
         records = run.records(seed)
-        for number in range(recipe.pruning.rounds + 1):
+        for number in trained_rounds(recipe):
             rounds.append({"seed": seed, **metrics_of(records.metrics(number))})
         for number in recipe.controls.rounds:
             for kind in recipe.controls.kinds:

@@ -10,7 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,12 @@ import torch
 import yaml
 
 from sparseflow import data
-from sparseflow.algorithms import make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic
 from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
+from sparseflow.hardware.model import dense_state
 from sparseflow.hardware.sample import untouched
 from sparseflow.hardware.weights import weights_of
 from sparseflow.masks import Masks
@@ -30,10 +31,12 @@ from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Named, Recipe, make_pruning, make_trainer, read_recipe
 from sparseflow.replay import Plans
 from sparseflow.training.controls import train_control
+from sparseflow.training.criteria import Evidence
 from sparseflow.training.engines import EngineName
-from sparseflow.training.lottery import imp, train_dynamic
+from sparseflow.training.lottery import train_dynamic
 from sparseflow.training.pruning import Start, prunable_weights
 from sparseflow.training.records import Records, write_json
+from sparseflow.training.search import train_rounds
 from sparseflow.training.trainer import Listener, Stopped, Trainer
 
 
@@ -46,7 +49,8 @@ class Run:
 
     def records(self, seed: int, plans: Plans | None = None, ranks: Ranks = ALONE) -> Records:
         """The records of one seed."""
-        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed), ranks)
+        first = first_round(self.recipe.algorithm.name)
+        return Records(self.folder / "checkpoints" / f"seed-{seed}", (plans or {}).get(seed), ranks, first)
 
 
 def open_run(folder: Path, recipe: Recipe, resume: bool) -> Run:
@@ -135,8 +139,9 @@ def check(recipe: Recipe) -> Task:
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
     everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, weights_of(trainer.model).device)
     method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
-    prunes = make_pruning(recipe.pruning) if method is None else Start(method, recipe.pruning.param_filter)
-    prunes.check(trainer.model, everything)
+    prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
+    evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
+    prunes.check(trainer.model, everything, evidence)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
     try:
         with torch.no_grad(), untouched(trainer.model):
@@ -189,7 +194,7 @@ def run_seed(
     about: dict[str, Any] = {
         "seed": seed,
         "kind": "round",
-        "round": records.finished_rounds(),
+        "round": max(records.first, records.finished_rounds()),
     }
     trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine, run.folder)
     trainer.should_stop = should_stop
@@ -223,22 +228,15 @@ def _tickets(trainer: Trainer, recipe: Recipe, seed: int, records: Records) -> I
     method = make_dynamic(algorithm.name, algorithm.options, trainer.steps)
     if method is not None:
         return train_dynamic(trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records)
-    return imp(
+    return train_rounds(
         trainer,
-        rounds=spec.rounds,
-        rate=spec.rate,
-        density=spec.density,
-        schedule=spec.schedule,
-        rewind_to=spec.rewind_to,
+        replace(make_pruning(spec, trainer), seed=seed),
+        records,
+        algorithm=algorithm.name,
         rewind=spec.rewind,
+        rewind_to=spec.rewind_to,
         backend=recipe.backend,
-        criterion=spec.criterion,
-        allocation=spec.allocation,
-        rates=spec.rates,
-        floor=spec.floor,
-        param_filter=spec.param_filter,
-        seed=seed,
-        records=records,
+        batches=spec.batches,
     )
 
 
@@ -248,9 +246,14 @@ def metrics_of(found: object) -> dict[str, Any]:
     return found
 
 
+def trained_rounds(recipe: Recipe) -> range:
+    """The numbers of the rounds that are trained."""
+    return range(first_round(recipe.algorithm.name), recipe.pruning.rounds + 1)
+
+
 def trainings(recipe: Recipe) -> int:
     """How many networks one seed trains."""
-    return recipe.pruning.rounds + 1 + len(recipe.controls.rounds) * len(recipe.controls.kinds)
+    return len(trained_rounds(recipe)) + len(recipe.controls.rounds) * len(recipe.controls.kinds)
 
 
 def worker_threads(recipe: Recipe) -> int:

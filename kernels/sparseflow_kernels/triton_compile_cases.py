@@ -88,9 +88,9 @@ def _slices(chip: Chip, dtype: torch.dtype, height: int) -> Iterator[Case]:
         triton_sddmm.sddmm(structure, dy[:, : lines.tokens], x, lines, nnz, config=config)
 
     is_usual = height == _GATHER_HEIGHTS[0]
-    default, others = triton_spmm.DEFAULT[x.itemsize], triton_spmm.CONFIGS[x.itemsize]
+    default, others = triton_spmm.DEFAULT[x.itemsize], _fitting(triton_spmm.CONFIGS[x.itemsize], height)
     yield from _configured(f"spmm{height}", chip, x, spmm, default, others, False, is_usual)
-    default_gradient, gradients = triton_sddmm.DEFAULT[x.itemsize], triton_sddmm.CONFIGS[x.itemsize]
+    default_gradient, gradients = triton_sddmm.DEFAULT[x.itemsize], _fitting(triton_sddmm.CONFIGS[x.itemsize], height)
     yield from _configured(f"sddmm{height}", chip, x, sddmm, default_gradient, gradients, False, is_usual)
 
 
@@ -112,6 +112,11 @@ def _panels(chip: Chip, dtype: torch.dtype, height: int) -> Iterator[Case]:
         triton_panel_gradient.configs(height, chip.shared),
     )
     yield from _configured(f"panel{height} wgrad", chip, x, sddmm, default, gradients, True)
+
+
+def _fitting(configs: Sequence[Any], height: int) -> list[Any]:
+    """Without those that want more lanes than a slice has: with fewer they are others of these, or too small."""
+    return [config for config in configs if config.lanes <= height]
 
 
 def _configured(

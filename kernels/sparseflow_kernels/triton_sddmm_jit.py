@@ -52,8 +52,9 @@ def sddmm_kernel(
                 token = tile * TOKENS + tl.arange(0, TOKENS)
                 x_first = 0
                 dy_first = 0
-            x_tile = x_rows + x_first + token[None, None, :]
-            dy_tile = dy_rows + dy_first + token[None, :]
+            # Scalars go to the tokens: added to the pointers of rows, they would move those between threads each turn.
+            x_tile = x_rows + (x_first + token)[None, None, :]
+            dy_tile = dy_rows + (dy_first + token)[None, :]
             if EVEN:
                 gradient = tl.load(dy_tile)
                 numbers = tl.load(x_tile)

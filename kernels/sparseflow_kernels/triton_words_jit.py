@@ -1,4 +1,4 @@
-"""Groups of columns and values, read as words of 64 bits: a quarter, or half, of the loads."""
+"""How kernels read: groups of columns and values as words of 64 bits, and places that are multiples of something."""
 
 import triton.language as tl
 
@@ -31,8 +31,9 @@ def load_groups(pointer, group):
 
 @jit
 def multiple(places, UNIT: tl.constexpr):
-    """The same numbers, which are multiples of UNIT, so computed that every compiler sees it.
+    """The same numbers, int64 multiples of UNIT and not negative, so computed that every compiler sees what they are.
 
     The one for AMD loses the hint of `tl.multiple_of` on the way, and then reads rows number by number.
     """
-    return places // UNIT * UNIT
+    # Unsigned, a power of two costs a single operation.
+    return (places.to(tl.uint64) // UNIT * UNIT).to(tl.int64)

@@ -37,6 +37,10 @@ def check_pruning(spec: PruningSpec) -> None:
         raise ValueError("pruning.rounds: expected at least 1 after a dense round under DeepSpeed, got 0")
     if spec.criterion != "magnitude":
         raise ValueError(f"pruning.criterion: expected magnitude after a round under DeepSpeed, got {spec.criterion}")
+    if spec.importance is not None:
+        raise ValueError(f"pruning.importance: expected none after a round under DeepSpeed, got {spec.importance}")
+    if spec.pattern.name != "unstructured":
+        raise ValueError(f"pruning.pattern: expected none after a round under DeepSpeed, got {spec.pattern.name}")
 
 
 @dataclass(frozen=True)

@@ -35,4 +35,4 @@ def bench_of(backend: str) -> Bench:
         from sparseflow.bench.gpu.run import run_gpu_bench
 
         return run_gpu_bench
-    raise ValueError(f"no bench of a backend {backend!r}; choose from: cpu, triton")
+    raise ValueError(f"no bench of a backend {backend!r}; choose from: cpu, stream, triton")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from sparseflow.hardware.backends import Backend, Cost, SparseOp
-from sparseflow.hardware.backends.base import FusedOp
+from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.workload import Workload
 
 # Interleaved repeats; the medians are compared. Five milliseconds a candidate and repeat bound a plan's time; what
@@ -64,7 +64,9 @@ class _Trial:
     def __init__(self, backend: Backend, work: Workload, inputs: _Inputs) -> None:
         self.work = work
         self.op = backend.pack(inputs.mask, backend.layout(work))
-        self.values = self.op.pack_values(inputs.weight)
+        # A MasterOp gets the parameter itself, and makes its short copies within the time of each pass.
+        mastered = isinstance(self.op, MasterOp) and work.compute_dtype in self.op.compute_dtypes
+        self.values = self.op.pack_values(inputs.weight.to(work.dtype) if mastered else inputs.weight)
         self.passes = _passes(self.op, work, inputs, self.values)
         self.passes["update"] = _update(self.values.to(work.dtype))
         self.times: dict[str, list[float]] = {"forward": [], "backward": [], "update": []}

@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 from torch import Tensor, nn
 
-from sparseflow.files import Ticket, Weights
 from sparseflow.atomic import atomic_write
+from sparseflow.files import Ticket, Weights
 from sparseflow.integrations.cerebras_config import Rule, densities, read_sparsity, sparsity_block
 from sparseflow.integrations.cerebras_h5 import read_state, write_state
 from sparseflow.masks.masks import Masks

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparseflow.atomic import atomic_write
 
 if TYPE_CHECKING:
-    import h5py
+    pass
 
 _VERSION = 0.5
 # The release that the layout was read in.
@@ -73,13 +73,18 @@ def read_state(path: Path) -> dict[str, Tensor]:
             raise ValueError(f"{path}: expected a checkpoint of format {_VERSION}, got {version}")
         if not file.attrs.get("__SUCCESS__", False):
             raise ValueError(f"{path}: this checkpoint was not written to its end; take another")
-        names = [key for key in file if key.startswith(f"{_MODEL}.")]
+        keys = [str(key) for key in file]
+        names = [key for key in keys if key.startswith(f"{_MODEL}.")]
         if not names:
-            raise ValueError(f"{path}: expected tensors under '{_MODEL}.', got {', '.join(list(file)[:5]) or 'none'}")
+            raise ValueError(f"{path}: expected tensors under '{_MODEL}.', got {', '.join(keys[:5]) or 'none'}")
         return {key.removeprefix(f"{_MODEL}."): _read(file[key], f"{path}: '{key}'") for key in names}
 
 
-def _read(dataset: h5py.Dataset, place: str) -> Tensor:
+def _read(dataset: object, place: str) -> Tensor:
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{place}: expected a tensor, got a {type(dataset).__name__}")
     about = dataset.attrs
     (name,) = about.get("dtypes", [None])
     if not about.get("__TORCH__", False) or name not in _DTYPES:

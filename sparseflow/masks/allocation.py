@@ -18,11 +18,20 @@ Allocation = Literal["global", "layerwise", "uniform", "erk"]
 
 @dataclass(frozen=True)
 class Layer:
-    """What allocation knows of a parameter: its shape, its number of units, and how many are kept."""
+    """What allocation knows of a parameter: its shape, its number of units, and how many are kept.
+
+    limit: how many of those the pattern lets it keep, None where it lets all.
+    """
 
     shape: Sequence[int]
     size: int
     kept: int
+    limit: int | None = None
+
+    @property
+    def most(self) -> int:
+        """The most units that it can keep."""
+        return self.kept if self.limit is None else self.limit
 
 
 def check_amounts(
@@ -53,13 +62,15 @@ def keep_total(layers: Mapping[str, Layer], density: float | None, rate: float |
     kept = sum(layer.kept for layer in layers.values())
     if density is None:
         assert rate is not None
-        return kept - round(rate * kept)
-    keep = round(density * size)
+        keep = kept - round(rate * kept)
+    else:
+        keep = round(density * size)
     if keep > kept:
         raise ValueError(
             f"density {density} keeps {keep:,} of {size:,} weights, but only {kept:,} are left "
             f"(density {kept / size:.6g}), and pruned weights never return; pass a lower density"
         )
+    _check_limit("the network", keep, sum(layer.most for layer in layers.values()), size)
     return keep
 
 
@@ -86,7 +97,16 @@ def layerwise_counts(
         matched = by_layer[name]
         layer_rate = (rate or 0.0) if matched is None else matched
         counts[name] = layer.kept - round(layer_rate * layer.kept)
+        _check_limit(repr(name), counts[name], layer.most, layer.size)
     return counts
+
+
+def _check_limit(what: str, keep: int, most: int, size: int) -> None:
+    if keep > most:
+        raise ValueError(
+            f"pattern: it lets {what} keep at most {most:,} of {size:,} weights (density {most / size:.6g}), and "
+            f"{keep:,} were to stay; pass a lower density or a higher rate"
+        )
 
 
 def uniform_weights(layers: Mapping[str, Layer]) -> dict[str, Fraction]:

@@ -49,11 +49,14 @@ def random(weights: Mapping[str, Tensor], seed: int = 0) -> Scores:
 
 
 def averaged(scores: Scores, ranks: Ranks) -> Scores:
-    """Returns the mean of all ranks' scores, float32 on the wire, in the dtype that they have; alone, the scores."""
+    """Returns the mean of all ranks' scores, in the dtype that they have; alone, the scores.
+
+    On the wire they are float32; float64, whose range float32 lacks, stays float64.
+    """
     if ranks.world == 1:
         return scores
     means = {
-        name: (ranks.sum(tensor.detach().float().cpu().clone()) / ranks.world).to(tensor)
+        name: (ranks.sum(tensor.detach().cpu().to(_on_the_wire(tensor), copy=True)) / ranks.world).to(tensor)
         for name, tensor in scores.tensors.items()
     }
     return Scores(means, scores.absolute)
@@ -72,3 +75,7 @@ def parameter_generator(seed: int, name: str) -> torch.Generator:
     """Returns a CPU generator seeded by (seed, name): a parameter's draws do not depend on the others."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+
+
+def _on_the_wire(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)

@@ -11,7 +11,7 @@ Floor = int | float | Mapping[str, int | float]
 
 
 def lower_limits(floor: Floor | None, layers: Mapping[str, Layer]) -> dict[str, int | None]:
-    """Returns min(floor, units kept so far) of each layer; None for a layer without a floor.
+    """Returns min(floor, units that it can keep) of each layer; None for a layer without a floor.
 
     Raises ValueError for a floor out of range and for a glob that matches nothing.
     """
@@ -23,7 +23,7 @@ def lower_limits(floor: Floor | None, layers: Mapping[str, Layer]) -> dict[str, 
     else:
         floors = dict.fromkeys(layers, floor)
     return {
-        name: None if own is None else min(_units(name, own, layers[name].size), layers[name].kept)
+        name: None if own is None else min(_units(name, own, layers[name].size), layers[name].most)
         for name, own in floors.items()
     }
 

@@ -77,7 +77,7 @@ def _counts(layers: Mapping[str, Layer], lower: Mapping[str, int | None], amount
         shares = erk_weights(layers) if amounts.allocation == "erk" else uniform_weights(layers)
     check_floors(lower, total)
     limits = {name: own or 0 for name, own in lower.items()}
-    return share_out(shares, limits, {name: layer.kept for name, layer in layers.items()}, total)
+    return share_out(shares, limits, {name: layer.most for name, layer in layers.items()}, total)
 
 
 def _keep_globally(
@@ -91,7 +91,7 @@ def _keep_globally(
     held: dict[str, int] = {}
     while True:
         free = [name for name in layers if name not in held]
-        drop = sum(layers[name].kept for name in free) - (keep - sum(held.values()))
+        drop = sum(layers[name].most for name in free) - (keep - sum(held.values()))
         units = _drop_lowest(pieces, [Group(free, drop)])
         floors = {name: lower[name] or 0 for name in free}
         if not any(floors.values()):
@@ -105,7 +105,7 @@ def _keep_globally(
 
 def _own_groups(layers: Mapping[str, Layer], counts: Mapping[str, int]) -> list[Group]:
     """Returns one group for each layer in `counts`, which keeps that many units."""
-    return [Group([name], layers[name].kept - count) for name, count in counts.items()]
+    return [Group([name], layers[name].most - count) for name, count in counts.items()]
 
 
 def _drop_lowest(pieces: Pieces, groups: Sequence[Group]) -> dict[int, Tensor]:

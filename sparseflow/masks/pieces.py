@@ -38,9 +38,11 @@ class Pieces:
     absolute: bool
     dtype: torch.dtype
     ranks: Ranks = ALONE
+    # Who gave the scores, for messages.
+    origin: str = ""
 
     @classmethod
-    def whole(cls, scores: Scores, survivors: Mapping[str, Tensor] | None) -> "Pieces":
+    def whole(cls, scores: Scores, survivors: Mapping[str, Tensor] | None, origin: str = "") -> "Pieces":
         """One piece a layer, all here. Raises TypeError for scores that are no floats."""
         tensors = scores.tensors
         for name, tensor in tensors.items():
@@ -49,7 +51,8 @@ class Pieces:
             Piece(name, place, tensor, None if survivors is None else survivors[name])
             for place, (name, tensor) in enumerate(tensors.items())
         ]
-        return cls(here, list(tensors), scores.absolute, promote(tensor.dtype for tensor in tensors.values()))
+        dtype = promote(tensor.dtype for tensor in tensors.values())
+        return cls(here, list(tensors), scores.absolute, dtype, origin=origin)
 
     def of(self, layers: Sequence[str]) -> list[Piece]:
         """The pieces here of some layers."""

@@ -9,6 +9,7 @@ from sparseflow.masks import criteria
 from sparseflow.masks.allocation import Allocation, Layer
 from sparseflow.masks.criteria import Criterion, Scores
 from sparseflow.masks.floors import Floor
+from sparseflow.masks.importance import Importance, rescale
 from sparseflow.masks.keep import Amounts, keep_units
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import UNSTRUCTURED, Pattern
@@ -23,6 +24,7 @@ def prune_tensors(
     density: float | None = None,
     rate: float | None = None,
     criterion: str | Criterion = "magnitude",
+    importance: Importance | None = None,
     pattern: Pattern = UNSTRUCTURED,
     allocation: Allocation = "global",
     rates: Mapping[str, float] | None = None,
@@ -32,7 +34,9 @@ def prune_tensors(
 ) -> Masks:
     """Returns the masks of the weights to keep, a subset of `masks`: what is pruned never returns.
 
-    weights: all prunable weights by parameter name. masks: what is kept so far, of the same names; None: all.
+    criterion: what a weight is worth; importance: how its scores are rescaled within each layer, see `rescale`;
+    pattern: which weights are kept or pruned together. weights: all prunable weights by parameter name. masks: what is
+    kept so far, of the same names; None: all.
     density: the fraction of all weights to keep; rate: the fraction of the kept ones to prune. Exactly one of
     them, or, for `layerwise`, `rates` (name glob → rate, first match wins) with `rate` for the layers that no
     glob matches. Counts are exact: round half even of density · total or of rate · kept; per layer for
@@ -51,13 +55,16 @@ def prune_tensors(
         found = _checked_scores(score(weights, seed), weights)
         if callable(criterion):
             found = criteria.averaged(found, ranks)
+        if importance is not None:
+            found = rescale(found, masks, importance)
         scores = pattern.unit_scores(found, masks)
-        survivors = None if masks is None else {name: pattern.units(mask) for name, mask in masks.items()}
-        layers = _layers(weights, scores, survivors)
-        units = keep_units(Pieces.whole(scores, survivors), layers, amounts, str(criterion))
-        kept = {
-            name: pattern.elements(units[place], weight.shape) for place, (name, weight) in enumerate(weights.items())
-        }
+        survivors = None if masks is None else pattern.units(masks)
+        allowed = pattern.allowed(scores, survivors)
+        layers = _layers(weights, scores, survivors, allowed)
+        pieces = Pieces.whole(scores, allowed, f" from criterion {str(criterion)!r}")
+        units = keep_units(pieces, layers, amounts, str(criterion))
+        chosen = {name: units[place] for place, name in enumerate(weights)}
+        kept = pattern.elements(chosen, {name: weight.shape for name, weight in weights.items()})
         return Masks(kept if masks is None else {name: mask & masks[name] for name, mask in kept.items()})
 
 
@@ -96,7 +103,15 @@ def _checked_scores(scores: Scores, weights: Mapping[str, Tensor]) -> Scores:
     return Scores({name: scores.tensors[name] for name in weights}, scores.absolute)
 
 
-def _layers(weights: Mapping[str, Tensor], scores: Scores, survivors: Mapping[str, Tensor] | None) -> dict[str, Layer]:
+def _layers(
+    weights: Mapping[str, Tensor],
+    scores: Scores,
+    survivors: Mapping[str, Tensor] | None,
+    allowed: Mapping[str, Tensor] | None,
+) -> dict[str, Layer]:
     sizes = {name: tensor.numel() for name, tensor in scores.tensors.items()}
-    kept = sizes if survivors is None else {name: int(unit.count_nonzero()) for name, unit in survivors.items()}
-    return {name: Layer(tuple(weights[name].shape), sizes[name], kept[name]) for name in weights}
+    kept, most = (
+        sizes if units is None else {name: int(unit.count_nonzero()) for name, unit in units.items()}
+        for units in (survivors, allowed)
+    )
+    return {name: Layer(tuple(weights[name].shape), sizes[name], kept[name], most[name]) for name in weights}

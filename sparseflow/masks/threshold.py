@@ -177,7 +177,7 @@ def _check_finite(pieces: Pieces, groups: Sequence[Group], keys: Keys, counts: T
     found = zip(layers, pieces.ranks.sum(wrong).tolist(), strict=True)
     named = ", ".join(f"{count:,} of {name!r}" for name, count in found if count)
     if named:
-        raise ValueError(f"expected finite scores, got inf or nan for {named}")
+        raise ValueError(f"expected finite scores{pieces.origin}, got inf or nan for {named}")
 
 
 def _above(piece: Piece, keys: Keys, key: int) -> Tensor:

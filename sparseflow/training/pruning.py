@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
 from sparseflow.hardware.model import current_masks, dense_weights
 from sparseflow.masks import schedules
-from sparseflow.masks.allocation import Allocation
+from sparseflow.masks.allocation import Allocation, check_amounts
 from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.floors import Floor
+from sparseflow.masks.importance import Importance
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.patterns import Pattern, Unstructured
 from sparseflow.masks.select import prune_tensors
 from sparseflow.ranks import current
+from sparseflow.training import criteria
+from sparseflow.training.criteria import NO_EVIDENCE, Bound, Evidence, bind
+from sparseflow.training.orientation import turned
+from sparseflow.training.probe import Batch, Loss
+from sparseflow.training.repeated import prune_repeatedly
+from sparseflow.training.round import masked
 
 # A name glob, several of them, or a function of the dense name.
 ParamFilter = str | Sequence[str] | Callable[[str], bool]
@@ -31,20 +39,31 @@ def prune(
     rate: float | None = None,
     masks: Mapping[str, Tensor] | None = None,
     criterion: str | Criterion = "magnitude",
+    importance: Importance | None = None,
     pattern: Pattern = Unstructured(),
     allocation: Allocation = "global",
     rates: Mapping[str, float] | None = None,
     floor: Floor | None = None,
     param_filter: ParamFilter | None = None,
     seed: int = 0,
+    data: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+    start: Mapping[str, Tensor] | None = None,
 ) -> Masks:
     """Masks of the weights to keep, chosen by the model's present weights. The model is not changed.
 
     `density` is the fraction of all prunable weights to keep, `rate` the fraction of the survivors to prune; give
     one. `masks` are the survivors so far: by default those of the sparse layers, else all weights. A pruned weight
     never returns. Prunable are the weights of Linear, Conv2d and transformers' Conv1D, of which `param_filter`
-    keeps those whose dense name matches. In a launch of several processes, where each has the same weights, all call
-    it and get the same masks. The rest as in `masks.prune_tensors`, which also lists the errors.
+    keeps those whose dense name matches.
+
+    Some criteria need more: "snip" and "grasp" `data`, batches (inputs, targets), all of which they use, and `loss`,
+    which takes output and targets to a mean; "synflow" a batch of `data` for its shape; "movement",
+    "magnitude_increase", "large_init_large_final" and "large_final_same_sign" `start`, the state dict from before
+    training. "synflow" prunes 100 times, by the same fraction of the survivors each.
+
+    In a launch of several processes, where each has the same weights, all call it and get the same masks; `data` is
+    each one's own. The rest as in `masks.prune_tensors`, which also lists the errors.
     """
     weights = prunable_weights(model, param_filter)
     survivors = dict(current_masks(model)) if masks is None else dict(masks)
@@ -52,18 +71,28 @@ def prune(
         # A model can be sparse in part; what is dense has all its weights.
         survivors = {name: mask for name, mask in survivors.items() if name in weights}
         survivors = {**Masks.ones({n: w.shape for n, w in weights.items()}), **survivors}
-    return prune_tensors(
-        weights,
-        survivors,
-        density=density,
-        rate=rate,
-        criterion=criterion,
+    device = next(iter(weights.values())).device
+    chosen = bind(criterion, model, Evidence(data, loss, start), allocation, device)
+    pattern = turned(pattern, model)
+    select = partial(
+        prune_tensors,
+        criterion=chosen,
+        importance=importance,
         pattern=pattern,
         allocation=allocation,
-        rates=rates,
         floor=floor,
         seed=seed,
         ranks=current(),
+    )
+    if not isinstance(chosen, Bound):
+        return select(weights, survivors, density=density, rate=rate, rates=rates)
+    Masks(survivors).check({name: weight.shape for name, weight in weights.items()})
+    survivors = dict(Masks(survivors).to(device))
+    if chosen.iterations == 1:
+        return select(masked(weights, survivors), survivors, density=density, rate=rate, rates=rates)
+    check_amounts(allocation, density, rate, rates)
+    return prune_repeatedly(
+        select, weights, survivors, iterations=chosen.iterations, pattern=pattern, density=density, rate=rate
     )
 
 
@@ -80,10 +109,15 @@ class Prunes(Protocol):
         """Which weights may be pruned."""
         ...
 
-    def check(self, model: nn.Module, masks: Masks) -> None:
+    @property
+    def may_cut(self) -> bool:
+        """Whether masks may leave no path from the input to the output."""
+        ...
+
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
         """Says what does not fit the model, before the first training."""
 
-    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
         """The masks after the pruning of that number, 1 to `rounds`."""
         ...
 
@@ -97,6 +131,7 @@ class Pruning:
     density: float | None = None
     schedule: Literal["constant", "cubic"] = "constant"
     criterion: str | Criterion = "magnitude"
+    importance: Importance | None = None
     pattern: Pattern = Unstructured()
     allocation: Allocation = "global"
     rates: Mapping[str, float] | None = None
@@ -116,13 +151,23 @@ class Pruning:
         if self.density is not None:
             schedules.get(self.schedule)(self.density)
 
-    def check(self, model: nn.Module, masks: Masks) -> None:
-        """Says what does not fit the model, before the first training and not after it: a pruning of nothing."""
-        if self.rounds:
-            nothing = replace(self, rate=0.0) if self.density is None else replace(self, density=1.0)
-            nothing(model, masks, 1)
+    @property
+    def may_cut(self) -> bool:
+        """Whether a floor of 0 allows masks that leave nothing of the network."""
+        floors = self.floor.values() if isinstance(self.floor, Mapping) else [self.floor]
+        return any(floor == 0 for floor in floors)
 
-    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
+        """Says what does not fit the model, before the first training and not after it: by the first pruning."""
+        if not self.rounds:
+            return
+        criteria.check(self.criterion, evidence, self.allocation)
+        # Those of ours look at data, which takes time, or at what training has moved, which is nothing yet.
+        plain = "magnitude" if isinstance(self.criterion, str) else self.criterion
+        # Present weights are no reason to complain of a layer that would be empty.
+        replace(self, criterion=plain, floor=0 if self.floor is None else self.floor)(model, masks, 1, evidence)
+
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
         """The masks after the pruning of that number, 1 to `rounds`, from trained weights."""
         density = None
         if self.density is not None:
@@ -133,12 +178,16 @@ class Pruning:
             rate=self.rate,
             masks=masks,
             criterion=self.criterion,
+            importance=self.importance,
             pattern=self.pattern,
             allocation=self.allocation,
             rates=self.rates,
             floor=self.floor,
             param_filter=self.param_filter,
             seed=self.seed,
+            data=evidence.data,
+            loss=evidence.loss,
+            start=evidence.start,
         )
 
 
@@ -150,12 +199,14 @@ class Start:
     param_filter: ParamFilter | None = None
     seed: int = 0
     rounds: int = 1
+    # What is cut at the start may grow together.
+    may_cut: bool = True
 
-    def check(self, model: nn.Module, masks: Masks) -> None:
+    def check(self, model: nn.Module, masks: Masks, evidence: Evidence = NO_EVIDENCE) -> None:
         """Says what does not fit the model, before the first training."""
         self(model, masks, 1)
 
-    def __call__(self, model: nn.Module, masks: Masks, number: int) -> Masks:
+    def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
         """The masks to begin with."""
         return self.method.start(prunable_weights(model, self.param_filter), self.seed)
 

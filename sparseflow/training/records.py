@@ -43,18 +43,19 @@ from sparseflow.training.retention import clear_done, count_rounds, name_of, pla
 from sparseflow.training.trainer import Trained
 
 _TICKET, _METRICS, _SCORES, _MASKS = "ticket.safetensors", "metrics.json", "scores.npy", "masks.safetensors"
-_PLAN = "plan.json"
-_TRAINED, _EARLY = "trained.safetensors", "early.safetensors"
+_PLAN, _TRAINED, _EARLY = "plan.json", "trained.safetensors", "early.safetensors"
 
 
 class Records:
     """The records of one search in `folder`, which is made. None keeps nothing.
 
-    All ranks of a launch call every method alike; rank 0 writes and decides, all read the folder that they share.
+    first: the first round that is trained. All ranks call every method alike; rank 0 writes, all read the one folder.
     """
 
-    def __init__(self, folder: Path | None, plans: Mapping[int, Plan] | None = None, ranks: Ranks = ALONE) -> None:
-        self.folder, self.ranks = folder, ranks
+    def __init__(
+        self, folder: Path | None, plans: Mapping[int, Plan] | None = None, ranks: Ranks = ALONE, first: int = 0
+    ) -> None:
+        self.folder, self.ranks, self.first = folder, ranks, first
         # Plans of another run to replay, by round.
         self.plans = dict(plans or {})
         self._kept = None if folder is None else Shelf(folder, ranks)
@@ -62,7 +63,7 @@ class Records:
         self._finished: int | None = None
 
     def finished_rounds(self) -> int:
-        """How many rounds, from 0 on, are done.
+        """The number of the first round that is not done, or 0 where none is.
 
         The first call clears what a process that died has left, and checks all rounds: where the newest one is
         damaged, it does not count. `ValueError` where what is left does not suffice to go on.
@@ -71,16 +72,16 @@ class Records:
             return 0
         if self._finished is None:
             self._kept.sweep()
-            self._finished = count_rounds(self._kept)
+            self._finished = count_rounds(self._kept, self.first)
             clear_done(self._kept, self._finished)
-            for index in range(1, self._finished):
+            for index in range(max(1, self.first), self._finished):
                 if (plan := self._plan_in_ticket(index)) is not None:
                     self.keep_plan(index, plan)
         return self._finished
 
     def tickets(self) -> Iterator[Ticket]:
         """The tickets of the rounds that are done."""
-        for index in range(self.finished_rounds()):
+        for index in range(self.first, self.finished_rounds()):
             yield self.ticket(index)
 
     def ticket(self, index: int) -> Ticket:
@@ -111,18 +112,18 @@ class Records:
         """
         if self._kept is None or (self._rewind.digest is None and not self._has_begun()):
             return None
-        copies = [weights_of(index) for index in reversed(range(self.finished_rounds()))]
+        copies = [weights_of(index) for index in reversed(range(self.first, self.finished_rounds()))]
         found = {name: tensor.to(device) for name, tensor in self._rewind.read(copies).items()}
         return found if model is None or stream_of(model) is None else keep(model, found)
 
     def begin(self, state: dict[str, Tensor]) -> None:
-        """Keeps theta_0 where round 0 starts; a round 0 in its middle has kept the one that it started from."""
+        """Keeps theta_0 where the first round starts; where that is in its middle, it has kept its own."""
         if self._kept is not None and not self._has_begun():
             self.keep_rewind_point(state)
 
     def _has_begun(self) -> bool:
         """Whether anything rests on the rewind point."""
-        inside = self._training(0)
+        inside = self._training(self.first)
         return self.finished_rounds() > 0 or any(inside.valid(name) for name in inside.names())
 
     def _training(self, index: int, kind: str = "round") -> Shelf:
@@ -196,7 +197,7 @@ class Records:
         if self._kept is None:
             return None
         identity: dict[str, Any] = {"kind": kind, "round": index, "masks": masks.digest, "seed": seed}
-        if index or kind != "round":
+        if index > 0 or kind != "round":
             # Round 0 is what makes the rewind point.
             identity["rewind"] = self._rewind.digest
         plan = self.plan(index)

@@ -27,11 +27,11 @@ def plan_of(index: int) -> str:
     return f"plan-{index:02d}"
 
 
-def count_rounds(shelf: Shelf) -> int:
-    """How many rounds, from 0 on, are done and can be gone on from. Reads and checks them.
+def count_rounds(shelf: Shelf, first: int = 0) -> int:
+    """The number behind the last round that is done and can be gone on from; 0 where none is. Reads and checks them.
 
-    The newest one does not count where it is damaged, if the one before has its weights. `ValueError` where an older
-    one is damaged or missing, or those weights are.
+    Rounds are numbered from `first` on. The newest one does not count where it is damaged, if the one before has its
+    weights. `ValueError` where an older one is damaged or missing, or those weights are.
     """
     if shelf.ranks.first(lambda: any(shelf.folder.glob("round-*.json"))):
         raise ValueError(f"{shelf.folder} was written by an earlier sparseflow; begin this search in another folder")
@@ -39,13 +39,13 @@ def count_rounds(shelf: Shelf) -> int:
     if not rounds:
         return 0
     newest = max(rounds)
-    damaged = [index for index in range(newest) if shelf.valid(name_of(index)) is None]
+    damaged = [index for index in range(first, newest) if shelf.valid(name_of(index)) is None]
     # Looked at even where it is not needed: a copy that went bad should not wait for the day that it is.
-    before = newest == 0 or shelf.valid(weights_of(newest - 1)) is not None
+    before = newest == first or shelf.valid(weights_of(newest - 1)) is not None
     if not damaged and shelf.valid(name_of(newest)) and shelf.valid(weights_of(newest)):
         return newest + 1
     if not damaged and before:
-        return newest
+        return newest if newest > first else 0
     lost = name_of(damaged[0]) if damaged else weights_of(newest - 1)
     raise ValueError(
         f"{shelf.folder / lost} is missing or damaged, and the rounds after it rest on it: restore it from a copy, or "

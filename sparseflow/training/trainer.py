@@ -7,7 +7,8 @@ numbers that dropout draws. So rewinding to step k is starting at k, and a resum
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -141,6 +142,10 @@ class Trainer:
         x, _ = self.data.train.batch(indices)
         return x.to(self.device)
 
+    def batches(self, count: int) -> FirstBatches:
+        """Inputs and targets of the first steps, as criteria take them: of each, this rank's share."""
+        return FirstBatches(self, count)
+
     def train(
         self,
         model: nn.Module,
@@ -211,6 +216,19 @@ class Trainer:
 
     def _on_cpus(self) -> bool:
         return self.ranks.world > 1 and not torch.cuda.is_available()
+
+
+@dataclass(frozen=True)
+class FirstBatches:
+    """See `Trainer.batches`. They are fetched when they are looked at, each time anew."""
+
+    trainer: Trainer
+    count: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        ranks = self.trainer.ranks
+        for step in range(self.count):
+            yield self.trainer.data.train.batch(self.trainer.order.indices(step).chunk(ranks.world)[ranks.rank])
 
 
 def _check_batches(batch_size: int, accumulate: int, launched: Ranks) -> None:

@@ -241,3 +241,17 @@ def test_workload_counts_uses_of_a_weight() -> None:
     assert conv.output_image((8, 7)) == (4, 4)
     assert conv.positions == 4 * 16
     assert conv.input_shape() == (4, 6, 8, 7)
+
+
+def test_readiness_asks_the_gpu_too(monkeypatch: pytest.MonkeyPatch, install: Callable[[object], None]) -> None:
+    class OnGpu(Good):
+        def unsupported(self, work: Workload) -> str | None:
+            return None if work.device.type == "cuda" else "needs a GPU"
+
+    install(OnGpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for there, reason in ((False, "needs a GPU"), (True, None)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        found = backends.readiness()
+        assert list(found) == backends.available()
+        assert found["good"] == reason and found["dense"] is None

@@ -266,3 +266,10 @@ def test_the_summary_of_mixed_plans() -> None:
     ]
     assert str(Plan(tuple(rows), {})).splitlines()[-1] == "2 of 3 layers on cpu, 1 of 3 layers on dense"
     assert str(Plan((), {})).splitlines()[-1].startswith("layer")
+
+
+def test_a_backend_may_add_a_word_to_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(get("fused")), "explain", lambda self, work: f"of {work.shape[0]} rows", raising=False)
+    model = chain()
+    named = sf.plan(model, eighth(model), torch.randn(4, 8), backend="fused")
+    assert [row.reason for row in named.rows] == [f"named by the caller; of {rows} rows" for rows in (9, 7, 6)]

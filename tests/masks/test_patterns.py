@@ -16,11 +16,14 @@ class Rows:
         sums = {name: (tensor.abs() * kept[name]).sum(1) for name, tensor in scores.tensors.items()}
         return Scores(sums, absolute=False)
 
-    def units(self, mask: Tensor) -> Tensor:
-        return mask.any(1)
+    def units(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: mask.any(1) for name, mask in masks.items()}
 
-    def elements(self, units: Tensor, shape: Sequence[int]) -> Tensor:
-        return units[:, None].expand(*shape)
+    def allowed(self, scores: Scores, units: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+        return units
+
+    def elements(self, units: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+        return {name: unit[:, None].expand(*shapes[name]) for name, unit in units.items()}
 
 
 def test_unstructured_is_every_weight_for_itself() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from threaded import together
 from torch import Tensor
 
-from sparseflow.masks import Allocation, Masks, Scores, prune_tensors, shuffle_masks
+from sparseflow.masks import Allocation, Masks, Scores, criteria, prune_tensors, shuffle_masks
 from sparseflow.ranks import Ranks
 
 LENET = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
@@ -265,3 +265,9 @@ def test_scores_of_ones_own_are_averaged_over_ranks() -> None:
     # Means: 0 2 1, 0 5 0 and 0 3 0 4.
     expected = [place in (1, 4, 7, 9) for place in range(10)]
     assert together(2, prune) == [expected, expected]
+
+
+def test_averages_keep_the_range_of_float64() -> None:
+    scores = Scores({"a": torch.tensor([1e-300, 1e300], dtype=torch.float64)}, absolute=True)
+    (found, _) = together(2, lambda ranks: criteria.averaged(scores, ranks).tensors["a"].tolist())
+    assert found == [1e-300, 1e300]

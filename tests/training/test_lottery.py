@@ -16,7 +16,7 @@ from sparseflow.data import Split
 from sparseflow.hardware.model import dense_state
 from sparseflow.masks.masks import Masks
 from sparseflow.models import lenet_300_100
-from sparseflow.training import lottery
+from sparseflow.training import round_plan
 from sparseflow.training.evaluation import cross_entropy
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.records import Records
@@ -290,14 +290,14 @@ def test_a_search_needs_a_dense_model() -> None:
 
 
 def test_plans_are_made_under_the_autocast_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer, seen, plan = tiny_trainer(), list[bool](), lottery.plan
+    trainer, seen, plan = tiny_trainer(), list[bool](), round_plan.plan
 
     def noted(*arguments: Any, crossovers: bool) -> sf.Plan:
         seen.append(torch.is_autocast_enabled("cpu"))
         return plan(*arguments, crossovers=crossovers)
 
     monkeypatch.setattr(trainer.accelerator, "autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
-    monkeypatch.setattr(lottery, "plan", noted)
+    monkeypatch.setattr(round_plan, "plan", noted)
     list(sf.imp(trainer, rounds=1, rate=0.5, floor=1, backend="dense"))
     assert seen == [True]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import sparseflow as sf
 from sparseflow.hardware.layers import SparseLinear
 from sparseflow.hardware.model import dense_state
-from sparseflow.training import lottery
+from sparseflow.training import search
 from sparseflow.training.proof import ProofError, prove_equal_to_dense, prove_pruned, prove_rewound
 
 Sparse = tuple[nn.Module, sf.Masks, dict[str, Tensor]]
@@ -173,7 +173,7 @@ def test_rounding_at_the_kink_of_a_relu_is_no_violation(monkeypatch: pytest.Monk
 
 def test_a_rewind_point_that_trains_along_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # The classic trap: theta_0 kept by reference.
-    monkeypatch.setattr(lottery, "dense_state", lambda model: dict(model.state_dict()))
+    monkeypatch.setattr(search, "dense_state", lambda model: dict(model.state_dict()))
     round = next(iter(sf.rounds(Net(), rounds=1, rate=0.5, floor=1)))
     with torch.no_grad():
         for parameter in round.model.parameters():
@@ -194,6 +194,6 @@ def test_pruned_weights_that_move_during_training_stop_the_search() -> None:
 
 
 def test_a_model_that_was_not_rewound_stops_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lottery, "load_dense_state", lambda model, state: None)
+    monkeypatch.setattr(search, "load_dense_state", lambda model, state: None)
     with pytest.raises(ProofError, match="survivors differ from the rewind point"):
         list(sf.imp(tiny_trainer(), rounds=1, rate=0.5, floor=1, backend="dense"))

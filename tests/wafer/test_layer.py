@@ -83,6 +83,8 @@ def test_expected_imbalance_is_that_of_random_masks(density: float, lines: int) 
     excess = sum(found) / len(found) - 1
     assert expected_imbalance(64 * 512 * density, density, 512, lines) - 1 == pytest.approx(excess, rel=0.25)
     assert expected_imbalance(64 * 512, 1.0, 512, lines) == 1.0
+    # No line has more than all of its weights.
+    assert expected_imbalance(64 * 512 * 0.9999, 0.9999, 512, lines) <= 1 / 0.9999 + 1e-9
     # 3 features on the busiest of 512 / 200 on the mean one.
     assert expected_imbalance(64 * 512, 1.0, 512, 200) == pytest.approx(3 * 200 / 512)
 

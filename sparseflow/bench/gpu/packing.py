@@ -11,11 +11,11 @@ import torch
 from sparseflow.bench.gpu.clock import REPEATS
 from sparseflow.bench.gpu.point import Absent, Point, Ready, Side, Verdict, measure
 from sparseflow.bench.gpu.problem import Problem, problem
-from sparseflow.bench.gpu.products import GATHER
+from sparseflow.bench.gpu.products import GATHER, PANELS
 from sparseflow.bench.gpu.setting import Setting
 from sparseflow.bench.gpu.step import workload
 from sparseflow.hardware import backends
-from sparseflow.hardware.backends.triton_choice import DENSE, Layout
+from sparseflow.hardware.backends.triton_choice import DENSE, Layout, Product
 from sparseflow.hardware.workload import Geometry
 
 # The most that promises speak about, and sparser ones.
@@ -25,28 +25,28 @@ _DENSITIES = (0.1, 0.05, 0.01)
 def packing(setting: Setting) -> Iterator[Point]:
     """Packing on the device, by the clock on the wall; the refresh of both orientations, by the GPU's."""
     for density in _DENSITIES if setting.timed else _DENSITIES[:1]:
-        yield _pack(problem(setting, setting.shape, torch.bfloat16, density), setting.timed)
         for dtype in (torch.float32, torch.bfloat16):
             task = problem(setting, setting.shape, dtype, density)
             yield from measure([_refresh(task)], task.copies, setting.timed)
+        for kernel in (GATHER, *PANELS[-1:]):
+            yield _pack(task, kernel, setting.timed)
 
 
-def _pack(task: Problem, timed: bool) -> Point:
-    """The point of `Backend.pack`. The host waits for the device there, so the clock on the wall counts."""
-    backend, work = backends.get("triton"), workload(task, chained=True)
+def _pack(task: Problem, kernel: Product, timed: bool) -> Point:
+    """The point of `Backend.pack` for three products of a kind. The host waits for the device there: by the wall."""
+    backend, layout = backends.get("triton"), str(Layout(Geometry(), kernel, kernel, kernel))
 
     def prepare() -> Ready:
-        reason = backend.unsupported(work)
+        reason = backend.unsupported(workload(task, chained=True))
         if reason is not None:
             raise Absent(reason)
-        layout = backend.layout(work)
         return Ready(lambda number: backend.pack(task.mask, layout), lambda: _judge(task, layout), layout)
 
-    side = Side(task.point("packing", "triton", "pack"), prepare)
+    side = Side(task.point("packing", f"triton {kernel.kind}", "pack"), prepare)
     (point,) = measure([side], 1, timed=False)
     if not timed or point.check != "ok" or point.absent:
         return point
-    seconds = tuple(_wall(lambda: backend.pack(task.mask, point.config)) for _ in range(REPEATS))
+    seconds = tuple(_wall(lambda: backend.pack(task.mask, layout)) for _ in range(REPEATS))
     return replace(point, seconds=seconds, by="the clock on the wall")
 
 

@@ -28,8 +28,8 @@ from sparseflow_kernels.triton_tune import Key, Tuner, config_text
 if TYPE_CHECKING:
     from sparseflow.hardware.backends.triton_op import TritonOp
 
-# Slices of as many rows as any configuration takes lanes of.
-GATHER = triton_choice.Product("gather", max(triton_choice.GATHER_HEIGHTS))
+# The usual slices: most configurations take some of their rows at a time.
+GATHER = triton_choice.Product("gather", 64)
 # Configurations tried besides the default, spread over all of them: compiling all would take the time of the run.
 _TRIED = 7
 PANELS = tuple(triton_choice.Product("panel", height) for height in triton_choice.PANEL_HEIGHTS)

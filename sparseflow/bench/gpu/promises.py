@@ -73,7 +73,7 @@ def _against_csr(points: Sequence[Point], timed: bool) -> list[Figure]:
 def _packing(points: Sequence[Point], timed: bool) -> list[Figure]:
     figures = []
     for point in (p for p in points if p.section == "packing" and p.product == "pack"):
-        name = f"packing a new mask at {_sparse(point.density)}"
+        name = f"packing a new mask at {_sparse(point.density)}, {point.side.removeprefix('triton ')}"
         samples = tuple(1e3 * seconds for seconds in point.seconds)
         absent = "" if samples or point.check != "ok" else point.absent or _why_not(timed)
         figures.append(Figure(name, "ms", _PACK_LIMIT, False, samples, point.check, absent=absent))

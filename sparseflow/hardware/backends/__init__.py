@@ -13,9 +13,12 @@ import functools
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from sparseflow.hardware.backends.base import Backend, Cost, SparseOp
+import torch
 
-__all__ = ["Backend", "Cost", "SparseOp", "available", "get"]
+from sparseflow.hardware.backends.base import Backend, Cost, SparseOp
+from sparseflow.hardware.workload import Workload
+
+__all__ = ["Backend", "Cost", "SparseOp", "available", "get", "readiness"]
 
 GROUP = "sparseflow.backends"
 
@@ -53,3 +56,12 @@ def get(name: str) -> Backend:
     if backend.name != name:
         raise ValueError(f"backend {name!r} calls itself {backend.name!r}; its entry point must have that name")
     return backend
+
+
+def readiness() -> dict[str, str | None]:
+    """For each backend: None where it runs a plain linear layer on this machine, on its CPU or GPU; else why not."""
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    works = [Workload((512, 512), rows=128, density=0.1, device=torch.device(device)) for device in devices]
+    reasons = {name: [get(name).unsupported(work) for work in works] for name in available()}
+    # Where both refuse, a GPU's reason tells more.
+    return {name: None if None in some else some[-1] for name, some in reasons.items()}

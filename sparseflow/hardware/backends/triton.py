@@ -18,7 +18,6 @@ from sparseflow.hardware.backends.triton_choice import (
     ASSUMED_ROWS,
     DENSE,
     DTYPES,
-    INTERPRETED_HEIGHT,
     WHICH,
     Decision,
     Layout,
@@ -48,9 +47,9 @@ class Triton:
         return _unsupported_device(work.device)
 
     def cost(self, work: Workload) -> Cost:
-        chip = chip_of(work.device)
-        layout = Layout.parse(self.layout(work))
-        some = assumed(work)
+        some, chip = assumed(work), chip_of(work.device)
+        # A model's answer throughout: plans ask for the costs of many densities.
+        layout = _modelled(some).layout
         seconds = {which: chip.seconds(call_of(some, which, getattr(layout, which))) for which in WHICH}
         nnz = max(1, round(work.density * work.weights))
         sparse = sum(getattr(layout, which) != DENSE for which in ("forward", "dgrad"))
@@ -81,21 +80,28 @@ class Triton:
 
 
 def _decide(work: Workload) -> Decision:
-    return _decision(assumed(work), bool(work.rows))
+    some = assumed(work)
+    # What nobody has seen run is not worth a measurement.
+    if work.rows and work.device.type == "cuda" and torch.cuda.is_available():
+        return _measured(some)
+    return _modelled(some)
 
 
 @functools.cache
-def _decision(work: Workload, seen: bool) -> Decision:
-    # What nobody has seen run is not worth a measurement.
+def _modelled(work: Workload) -> Decision:
     if work.device.type == "cpu":
         # Whoever asks for the interpreter wants to see the kernels run.
-        times = without(modelled(work, H100, INTERPRETED_HEIGHT), DENSE)
+        times = without(modelled(work, H100), DENSE)
         return decide(work, times, f"interpreted, as modelled for the {H100.name} without dense")
     chip = chip_of(work.device)
-    if not seen or not torch.cuda.is_available():
-        return decide(work, modelled(work, chip), f"modelled for the {chip.name}")
+    return decide(work, modelled(work, chip), f"modelled for the {chip.name}")
+
+
+@functools.cache
+def _measured(work: Workload) -> Decision:
     from sparseflow.hardware.backends.triton_measure import measured
 
+    chip = chip_of(work.device)
     return decide(work, measured(work, chip), f"each measured on the {chip.name}")
 
 

@@ -1,8 +1,8 @@
 """Which kernel each of a layer's three products gets on the backend `triton`: the candidates, and the best of them.
 
-A product is named as in a layout: `gather16` (a gather over slices of 16 rows), `panel64` (tensor cores over panels
+A product is named as in a layout: `gather64` (a gather over slices of 64 rows), `panel64` (tensor cores over panels
 of 64 rows), `dense` (a scratch weight and the library), followed in brackets by the kernel's configuration where that
-was tuned: `gather16[tokens=64,warps=4]`.
+was tuned: `gather64[lanes=16,tokens=32]`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Kind = Literal["gather", "panel", "dense"]
 Which = Literal["forward", "dgrad", "wgrad"]
 
 WHICH: tuple[Which, ...] = ("forward", "dgrad", "wgrad")
-# Under the interpreter a slice takes as long with many rows as with few: the highest is for it.
-GATHER_HEIGHTS = (8, 16, 32, 64)
-INTERPRETED_HEIGHT = 64
+GATHER_HEIGHTS = (8, 16, 32, 64, 128)
+# Programs may take some rows of a slice, so that one height serves most layers; small ones waste less in low slices.
+_USUAL_HEIGHT, _LOW_HEIGHT = 64, 16
 PANEL_HEIGHTS = (64, 128)
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -58,13 +58,14 @@ class Product:
         kind = cast(Kind, match[1] or "dense") if match else "dense"
         allowed = {"dense": (0,), "gather": GATHER_HEIGHTS, "panel": PANEL_HEIGHTS}[kind]
         if match is None or height not in allowed or (kind == "dense" and match[3]):
-            choices = ", ".join(map(str, (DENSE, *_GATHERS, *_PANELS)))
-            raise ValueError(f"expected one of {choices}, with the kernel's configuration in brackets; got {text!r}")
+            gathers = ", ".join(f"gather{one}" for one in GATHER_HEIGHTS)
+            panels = ", ".join(f"panel{one}" for one in PANEL_HEIGHTS)
+            raise ValueError(f"expected dense, {gathers}, {panels}, some with a configuration; got {text!r}")
         return cls(kind, height, match[3] or "")
 
 
 DENSE = Product("dense")
-_GATHERS = tuple(Product("gather", height) for height in GATHER_HEIGHTS if height != INTERPRETED_HEIGHT)
+_GATHERS = (Product("gather", _USUAL_HEIGHT), Product("gather", _LOW_HEIGHT))
 _PANELS = tuple(Product("panel", height) for height in PANEL_HEIGHTS)
 
 
@@ -86,7 +87,7 @@ class Layout:
         parts = text.split("/")
         if parts[:2] != ["triton", "1"] or len(parts) != 6:
             raise ValueError(
-                f"backend 'triton': expected a layout such as 'triton/1/linear/gather16/gather16/dense', got {text!r}; "
+                f"backend 'triton': expected a layout such as 'triton/1/linear/gather64/gather64/dense', got {text!r}; "
                 "plan anew"
             )
         return cls(Geometry.parse(parts[2]), *(Product.parse(part) for part in parts[3:]))
@@ -125,12 +126,10 @@ def candidates(work: Workload, which: Which) -> tuple[Product, ...]:
     return (DENSE, *_GATHERS) if work.compute_dtype == torch.float32 else (DENSE, *_GATHERS, *_PANELS)
 
 
-def modelled(work: Workload, chip: ChipModel, height: int = 16) -> Times:
-    """The modelled seconds of each candidate. To the model all heights of a gather are one: `height` is it."""
-    gather = Product("gather", height)
-    some = {which: [*(one for one in candidates(work, which) if one.kind != "gather"), gather] for which in WHICH}
-    if not work.needs_dx:
-        some["dgrad"] = [DENSE]
+def modelled(work: Workload, chip: ChipModel) -> Times:
+    """The modelled seconds of each candidate. To the model all heights of a gather are one: the usual is it."""
+    low = _GATHERS[1]
+    some = {which: [one for one in candidates(work, which) if one != low] for which in WHICH}
     return {which: {one: chip.seconds(call_of(work, which, one)) for one in some[which]} for which in WHICH}
 
 
@@ -151,11 +150,13 @@ def without(times: Times, product: Product) -> Times:
 def assumed(work: Workload) -> Workload:
     """The workload as the choice sees it: with a number of rows, and without what does not matter to it.
 
-    Layers of about one density are one; whether tensors come and go feature-major is known only later.
+    Layers of about one density are one; whether tensors come and go feature-major is known only later. What follows a
+    product costs each kernel the same.
     """
     rows = work.rows or ASSUMED_ROWS
     density = float(f"{work.density:.1e}")
-    return replace(work, rows=rows, density=density, relu=False, chained_in=False, chained_out=False)
+    plain = replace(work, bias=False, relu=False, chained_in=False, chained_out=False, threads=1)
+    return replace(plain, rows=rows, density=density)
 
 
 def call_of(work: Workload, which: Which, product: Product) -> Call:

@@ -44,7 +44,7 @@ def measured(work: Workload, chip: ChipModel, tuner: Tuner | None = None) -> Tim
     known = {} if path is None else read_cache(path / _FILE, _FORMAT)
     before = len(known)
     trial = Trial(work, chip, tuner or Tuner(known))
-    times = {which: trial.times(which) for which in WHICH}
+    times: Times = {which: trial.times(which) for which in WHICH}
     if path is not None and tuner is None and len(known) > before:
         write_cache(path / _FILE, _FORMAT, known)
     return times
@@ -97,8 +97,8 @@ class Trial:
         return replace(product, config=config_text(best)), min(found, seconds)
 
     def _key(self, which: Which, product: Product) -> str:
-        work = replace(self._work, threads=1, bias=False, needs_dx=True)
         precision = torch.get_float32_matmul_precision()
+        work = replace(self._work, needs_dx=True)
         return f"{environment(work.device)} | {precision} | {which} {product} | {work}"
 
     def _run(self, which: Which, product: Product) -> Tensor:

@@ -21,8 +21,9 @@ from sparseflow.hardware.backends.triton_tokens import (
     empty_feature_major,
     feature_major,
     is_feature_major,
+    to_feature_major,
 )
-from sparseflow_kernels.triton_conv import conv_axes
+from sparseflow_kernels.triton_conv import Axes, conv_axes
 
 # Image sizes whose tables are kept.
 _SIZES = 8
@@ -167,16 +168,17 @@ class TritonOp:
         geometry = self._layout.geometry
         if geometry.kind == "linear":
             return Rows()
-        images, _, height, width = x.shape
-        key = (images, height, width)
+        key = (x.shape[0], x.shape[2], x.shape[3])
         if key not in self._images:
             while len(self._images) >= _SIZES:
                 self._images.pop(next(iter(self._images)))
-            kernel = (self.shape[2], self.shape[3])
-            axes = conv_axes((height, width), kernel, geometry.stride, geometry.padding, geometry.dilation)
             channels = self.shape[1] * geometry.groups
-            self._images[key] = Images(axes, images, channels, self.shape[0], self.places.device)
+            self._images[key] = Images(self._axes(x), x.shape[0], channels, self.shape[0], self.places.device)
         return self._images[key]
+
+    def _axes(self, x: Tensor) -> Axes:
+        geometry, kernel, image = self._layout.geometry, (self.shape[2], self.shape[3]), (x.shape[2], x.shape[3])
+        return conv_axes(image, kernel, geometry.stride, geometry.padding, geometry.dilation)
 
     def _check(self, x: Tensor, values: Tensor) -> None:
         geometry = self._layout.geometry
@@ -196,9 +198,10 @@ class TritonOp:
             )
 
     def _check_gradient(self, dy: Tensor, x: Tensor) -> None:
-        expected = (x.shape[0], self.shape[0])
-        if dy.dim() != x.dim() or dy.shape[:2] != expected:
-            raise ValueError(f"expected dy of shape {expected} or such images, got {tuple(dy.shape)}")
+        image = () if x.dim() == 2 else (axis.out for axis in self._axes(x))
+        expected = (x.shape[0], self.shape[0], *image)
+        if dy.shape != expected:
+            raise ValueError(f"expected dy of shape {expected}, got {tuple(dy.shape)}")
         if dy.device != x.device:
             raise ValueError(f"expected dy on {x.device}, where x is, got {dy.device}")
 
@@ -219,10 +222,4 @@ def _parsed(layout: str) -> Layout:
 
 
 def _in_order(y: Tensor, major: bool) -> Tensor:
-    if not major:
-        return y.contiguous()
-    if y.movedim(0, -1).is_contiguous():
-        return y
-    # Memory of its own, and no view of it: autograd lets nobody write into a view that an op returns.
-    order = torch.empty(y.movedim(0, -1).shape, device="meta").movedim(-1, 0).stride()
-    return torch.empty_strided(y.shape, order, dtype=y.dtype, device=y.device).copy_(y)
+    return to_feature_major(y) if major else y.contiguous()

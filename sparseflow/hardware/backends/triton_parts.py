@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -55,20 +55,24 @@ def multiply(
     part: Part, product: Product, values: Tensor, x: Tensor, lines: Lines, bias: Tensor | None, relu: bool
 ) -> Tensor:
     """(rows, tokens) in the dtype of x: the forward, or the input gradient."""
-    if isinstance(part, Slices):
-        packed = refresh(values, [part.source], x.dtype)[0]
-        return spmm(part, packed, x, lines, x.dtype, bias, relu, _config(SpmmConfig, product.config))
-    packed = fill_panels(part, values, x.dtype)
-    return panel_spmm(part, packed, x, lines, x.dtype, bias, relu, _config(PanelConfig, product.config))
+    bias = None if bias is None else bias.contiguous()
+    # Triton launches on the current GPU, which need not be that of the tensors.
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if isinstance(part, Slices):
+            packed = refresh(values, [part.source], x.dtype)[0]
+            return spmm(part, packed, x, lines, x.dtype, bias, relu, _config(SpmmConfig, product.config))
+        packed = fill_panels(part, values, x.dtype)
+        return panel_spmm(part, packed, x, lines, x.dtype, bias, relu, _config(PanelConfig, product.config))
 
 
 def weight_gradient(
     part: Part, product: Product, dy_OT: Tensor, x: Tensor, lines: Lines, nnz: int, dtype: torch.dtype
 ) -> Tensor:
     """dvalues (nnz,) of that dtype, in canonical order."""
-    if isinstance(part, Slices):
-        return sddmm(part, dy_OT, x, lines, nnz, dtype, _config(SddmmConfig, product.config))
-    return panel_sddmm(part, dy_OT, x, lines, dtype, _config(PanelGradientConfig, product.config))
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+        if isinstance(part, Slices):
+            return sddmm(part, dy_OT, x, lines, nnz, dtype, _config(SddmmConfig, product.config))
+        return panel_sddmm(part, dy_OT, x, lines, dtype, _config(PanelGradientConfig, product.config))
 
 
 def configs_of(
@@ -78,7 +82,7 @@ def configs_of(
     if product.kind == "gather":
         module = triton_sddmm if which == "wgrad" else triton_spmm
         return module.DEFAULT[dtype.itemsize], module.CONFIGS[dtype.itemsize]
-    shared = driver.active.utils.get_device_properties(device.index or 0)["max_shared_mem"]
+    shared = cast(Any, driver.active).utils.get_device_properties(device.index or 0)["max_shared_mem"]
     if which == "wgrad":
         default = triton_panel_gradient.default_config(product.height, device)
         return default, triton_panel_gradient.configs(product.height, shared)

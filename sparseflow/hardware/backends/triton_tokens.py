@@ -114,6 +114,15 @@ def feature_major(x: Tensor) -> Tensor:
     return x if is_feature_major(x) else empty_feature_major(x).copy_(x)
 
 
+def to_feature_major(y: Tensor) -> Tensor:
+    """y with its batch contiguous and no gaps: y itself, or a copy that is no view of another tensor."""
+    rest_first = y.movedim(0, -1)
+    if rest_first.is_contiguous():
+        return y
+    copy = rest_first.contiguous()
+    return _owned(copy, tuple(y.shape), copy.movedim(-1, 0).stride())
+
+
 def is_feature_major(x: Tensor) -> bool:
     """Whether kernels can read x as it lies: rows of features, tokens contiguous; between rows there may be gaps."""
     if x.dim() == 4:

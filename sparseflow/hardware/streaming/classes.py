@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import torch
@@ -65,7 +66,7 @@ class StreamedModule(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         _check_unmoved(_owner(self).device, fn)
-        with _hidden(self):
+        with _without_parameters(self):
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -75,7 +76,7 @@ class StreamedModule(nn.Module):
             assert unit is not None
             for suffix, tensor in _owner(self).saved(unit, key).items():
                 destination[prefix + key + suffix] = tensor
-        with _hidden(self):
+        with _without_parameters(self):
             super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
@@ -98,7 +99,7 @@ class StreamedModule(nn.Module):
                 missing_keys.append(prefix + key)
             except ValueError as error:
                 error_msgs.append(f"{prefix}{key}: {error}")
-        with _hidden(self):
+        with _without_parameters(self):
             super()._load_from_state_dict(
                 rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
             )
@@ -169,17 +170,15 @@ def _check_unmoved(device: torch.device, fn: Callable[[Tensor], Tensor]) -> None
         )
 
 
-class _hidden:
-    """While it is on, the module has no parameters: what torch would do to them must not be done to what is on meta."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._parameters = module, module._parameters
-
-    def __enter__(self) -> None:
-        self._module.__dict__["_parameters"] = {}
-
-    def __exit__(self, *error: object) -> None:
-        self._module.__dict__["_parameters"] = self._parameters
+@contextmanager
+def _without_parameters(module: nn.Module) -> Iterator[None]:
+    # What torch would do to them must not be done to what is on the meta device.
+    parameters = module._parameters
+    module.__dict__["_parameters"] = {}
+    try:
+        yield
+    finally:
+        module.__dict__["_parameters"] = parameters
 
 
 def _kind(module: nn.Module) -> type[nn.Module]:

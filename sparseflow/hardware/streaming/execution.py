@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,12 +13,12 @@ from pydantic import JsonValue
 from torch import Tensor, nn
 
 from sparseflow.hardware.bits import pack_bits, unpack_bits
-from sparseflow.hardware.product import autocasts
 from sparseflow.hardware.streaming.buffers import Buffers
 from sparseflow.hardware.streaming.channel import Channel, Message, Phase
 from sparseflow.hardware.streaming.classes import adopt, owner_of
-from sparseflow.hardware.streaming.fetch import Sink, forgetting, gate, through
-from sparseflow.hardware.streaming.formats import Format, RoundedProducts
+from sparseflow.hardware.streaming.fetch import Sink, gate, through
+from sparseflow.hardware.streaming.formats import Format
+from sparseflow.hardware.streaming.forward import streamed_forward
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.scaling import LossScale
@@ -89,8 +89,10 @@ class Stream:
 
     def remask(self, masks: Mapping[str, Tensor]) -> None:
         """New masks: weights kept by both stay, with their optimizer state; new ones begin at zero."""
+        shapes = {name: self.store.shape(name) for name in self.names}
         for name, mask in masks.items():
-            check_mask(name, mask, {name: self.store.shape(name) for name in self.names}, {})
+            check_mask(name, mask, shapes, {})
+        for name, mask in masks.items():
             self.store.remask(name, mask)
         self._written()
 
@@ -108,12 +110,6 @@ class Stream:
         self._listen()
         return self.optimizer
 
-    def rollback(self) -> None:
-        """Goes back to what was committed last: weights, masks, optimizer state, the model's buffers, loss scale."""
-        self.store.rollback()
-        self.restore(self.store.about)
-        self._written()
-
     def commit(self, note: Mapping[str, JsonValue] | None = None) -> None:
         """Makes what the store holds now, with the model's buffers, what it will hold after a crash.
 
@@ -126,6 +122,13 @@ class Stream:
         if scale is not None:
             about["loss_scale"] = dict(scale.state_dict())
         self.store.commit(about)
+
+    def rollback(self) -> None:
+        """Goes back to the last commit, as after a step that went wrong."""
+        self.store.rollback()
+        self.optimizer.forget()
+        self.restore(self.store.about)
+        self._written()
 
     def restore(self, about: Mapping[str, JsonValue]) -> None:
         """Takes the model's buffers from the store and what `commit` gave it as `about`, and the loss scale there."""
@@ -144,18 +147,13 @@ class Stream:
         """The whole model's forward: a new pass, in which autograd keeps no weight."""
         if self._running:
             return forward(*args, **kwargs)
-        _refuse_autocast(self.device)
+        # First, since it waits for what is still being read.
+        self.buffers.begin("forward")
         self._trains, self._backward = torch.is_grad_enabled(), False
         self._echo.end_step()
         self._renew_pass(self._pass.ran)
         self._pass.ran, self._last = True, self._pass
-        self.buffers.begin("forward")
-        with ExitStack() as stack:
-            stack.enter_context(_slow_attention())
-            stack.enter_context(forgetting(self))
-            if self.format.name != "fp32":
-                stack.enter_context(RoundedProducts(self.format))
-            stack.enter_context(self._while_running())
+        with streamed_forward(self, self.format, self.device), self._while_running():
             return forward(*args, **kwargs)
 
     def weight(self, unit: Unit, key: str) -> Tensor:
@@ -165,7 +163,7 @@ class Stream:
             tensor = weight.within(self.buffers.lend(unit.name))
         else:
             tensor = self.read(weight.name).to(self.device)
-        if not torch.is_grad_enabled() or not self._parameters[weight.name].requires_grad:
+        if not torch.is_grad_enabled() or not self.optimizer.trains(weight.name):
             return tensor
         return through(self._gate(weight.name, weight.shape), tensor)
 
@@ -203,8 +201,8 @@ class Stream:
     def again(self, unit: str) -> Tensor:
         """The unit's weights, for backward."""
         if not self._backward:
-            self._backward = True
             self.buffers.begin("backward")
+            self._backward = True
         return self.buffers.lend(unit)
 
     def _gate(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -306,22 +304,3 @@ def _sink(stream: Stream, name: str, source: _Pass) -> Sink:
         found._receive(name, source, gradient)
 
     return sink
-
-
-@contextmanager
-def _slow_attention() -> Iterator[None]:
-    # The fast path of torch's encoder layer reads the weights of six modules before it uses the first.
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _refuse_autocast(device: torch.device) -> None:
-    if autocasts(device.type):
-        raise ValueError(
-            "a streamed model cannot run under autocast, which keeps a copy of each weight for backward; pass "
-            "sf.stream(..., format='bf16') or 'fp16' instead"
-        )

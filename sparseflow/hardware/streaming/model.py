@@ -158,6 +158,7 @@ def _opened(
     if path is not None and (path / MANIFEST).exists():
         buffers = {name: tuple(buffer.shape) for name, buffer in float_buffers(model).items()}
         found = Store.open(path, {**shapes, **buffers})
+        _check_keys(found, keys)
         return _replaced(found, entries()) if anew else _same(found, masks)
     return Store.create(path, entries())
 
@@ -176,14 +177,9 @@ def _check_made(model: nn.Module, units: list[Unit]) -> None:
 
 
 def _replaced(store: Store, entries: Iterable[Entry]) -> Store:
-    """The store with other content. ValueError where its optimizer state is of another kind."""
+    """The store with other content, as it was made with."""
     try:
         for entry in entries:
-            if store.keys(entry.name) != entry.keys:
-                raise ValueError(
-                    f"the store keeps the optimizer state {store.keys(entry.name)} for {entry.name!r}, and this "
-                    f"optimizer needs {entry.keys}; remove the store, or choose another folder"
-                )
             if store.masked(entry.name) or entry.mask is not None:
                 store.remask(entry.name, entry.mask)
             weight = entry.weight() if callable(entry.weight) else entry.weight
@@ -197,6 +193,16 @@ def _replaced(store: Store, entries: Iterable[Entry]) -> Store:
         store.close()
         raise
     return store
+
+
+def _check_keys(store: Store, keys: Mapping[str, tuple[str, ...]]) -> None:
+    for name, wanted in keys.items():
+        if store.keys(name) != wanted:
+            store.close()
+            raise ValueError(
+                f"the store keeps the optimizer state {store.keys(name)} of {name!r}, and this optimizer needs "
+                f"{wanted}; pass the optimizer that it was made for, or take another folder"
+            )
 
 
 def _same(store: Store, masks: Mapping[str, Tensor]) -> Store:

@@ -78,11 +78,22 @@ class StoreOptimizer(torch.optim.Optimizer):
         # Name → the passes of this step whose gradient has come.
         self._came: dict[str, set[int]] = {}
         self._factor: Tensor | None = None
+        # Name → its group, looked up once a step.
+        self._groups: dict[str, dict[str, Any]] = {}
+        self._trained = {self._names[p] for group in groups for p in group["params"]}
 
     @property
     def passes_come(self) -> int:
         """How many passes of this step have given a gradient."""
         return len({number for numbers in self._came.values() for number in numbers})
+
+    def trains(self, name: str) -> bool:
+        """Whether it holds this parameter, and the parameter is not frozen."""
+        return name in self._trained and self._stand_ins[name].requires_grad
+
+    def forget(self) -> None:
+        """Takes all gradients of this step as not come, whether they were applied or kept."""
+        self._clear()
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss to call backward on: times the loss scale, where the format has one."""
@@ -183,6 +194,7 @@ class StoreOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Takes what `state_dict` gave for the same masks; what it has nothing for begins anew."""
+        self._groups = {}
         super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
         names = [self._names[p] for group in self.param_groups for p in group["params"]]
         for index, name in enumerate(names):
@@ -199,9 +211,9 @@ class StoreOptimizer(torch.optim.Optimizer):
         return {"step": torch.tensor(float(self._store.steps(name))), **moments}
 
     def _rule(self, name: str) -> Rule:
-        stand_in = self._stand_ins[name]
-        group = next(group for group in self.param_groups if any(p is stand_in for p in group["params"]))
-        return rule_of(self._template, group)
+        if not self._groups:
+            self._groups = {self._names[p]: group for group in self.param_groups for p in group["params"]}
+        return rule_of(self._template, self._groups[name])
 
     def _check_passes(self) -> None:
         came = self.passes_come
@@ -236,6 +248,6 @@ class StoreOptimizer(torch.optim.Optimizer):
             self._stand_ins[name].taken = False
             if self._sums is not None:
                 self._sums.drop(name)
-        self._came, self._factor = {}, None
+        self._came, self._factor, self._groups = {}, None, {}
         if self.scale_of_loss is not None:
             self.scale_of_loss.used = False

@@ -25,15 +25,10 @@ def wafer(system: str = "cs2") -> Wafer:
 @cache
 def fit() -> tuple[float, float]:
     """(utilisation, fixed seconds) with which both calibration runs come out exactly."""
-    long, short = BERT_1024, BERT_512
-    utilisation = 1.0
+    utilisation, fixed = 1.0, 0.0
     for _ in range(_ROUNDS):
-        # Of a step, the cores' work goes with utilisation; what is left of the measured one, hardly.
-        steps = [predicted_step(run, Wafer(CS2, utilisation=utilisation)) for run in (long, short)]
-        work = [utilisation * _on_cores(step) for step in steps]
-        left = [run.step_seconds - (step.seconds - _on_cores(step)) for run, step in zip((long, short), steps)]
-        utilisation = (work[0] - work[1]) / (left[0] - left[1])
-    return utilisation, left[0] - work[0] / utilisation
+        utilisation, fixed = _refit(utilisation)
+    return utilisation, fixed
 
 
 def analytic() -> tuple[float, float]:
@@ -55,6 +50,16 @@ def predicted_step(run: Run, machine: Wafer | None = None) -> Prediction:
     """The model's step of a published run."""
     chosen = machine or wafer(run.system)
     return predict(run.transformer.network(), run.batch, chosen, systems=run.systems)
+
+
+def _refit(utilisation: float) -> tuple[float, float]:
+    """Of a step, the cores' work goes with utilisation; what is left of the measured one hardly does."""
+    runs = (BERT_1024, BERT_512)
+    steps = [predicted_step(run, Wafer(CS2, utilisation=utilisation)) for run in runs]
+    work = [utilisation * _on_cores(step) for step in steps]
+    left = [run.step_seconds - (step.seconds - _on_cores(step)) for run, step in zip(runs, steps)]
+    fitted = (work[0] - work[1]) / (left[0] - left[1])
+    return fitted, left[0] - work[0] / fitted
 
 
 def _on_cores(step: Prediction) -> float:

@@ -14,7 +14,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 if not isinstance(tl.sum, InterpretedFunction):
-    raise pytest.UsageError("triton was imported before TRITON_INTERPRET=1 was set: run tests/triton/interpreted alone")
+    raise pytest.UsageError("triton is imported already; run these tests in a process of their own, before others")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import sparseflow as sf
+from sparseflow.hardware import measure
 from sparseflow.hardware.backends import get
 from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.backends.triton import Triton
@@ -20,7 +21,10 @@ from sparseflow.hardware.backends.triton_op import TritonOp
 from sparseflow.hardware.workload import Geometry, Workload
 from sparseflow.testing import assert_close, check_backend
 from sparseflow.testing.placement import feature_major, is_feature_major
-from sparseflow_kernels import reference
+from sparseflow_kernels import reference, triton_sddmm, triton_spmm
+from sparseflow_kernels.triton_tune import config_text
+
+WORK = Workload((8, 8), rows=4, density=0.5)
 
 
 # All 106 cases take minutes (`tools/soak_triton.py`). These are linear layers and strided convolutions, of which all,
@@ -41,13 +45,14 @@ class Fixed(Triton):
 
 
 CONV = Geometry("conv2d", stride=(2, 1), padding=(1, 1), groups=3)
+SPMM, SDDMM = replace(triton_spmm.CONFIGS[4][-1], tokens=32), replace(triton_sddmm.CONFIGS[4][0], part=64)
 MIXES = [
     "dense/dense/dense",
     "gather16/dense/dense",
     "dense/gather64/dense",
     "dense/dense/gather64",
     "gather8/gather32/gather16",
-    "gather64[tokens=64,repeat=2]/gather64/gather64[steps=8,tokens=32,rows=1,part=64]",
+    f"gather64[{config_text(SPMM)}]/gather64/gather64[{config_text(SDDMM)}]",
 ]
 PANELS = ["panel64/panel64/panel128", "panel64[tokens=64,depth=32,warps=4,stages=2]/gather64/panel64"]
 
@@ -135,6 +140,13 @@ def test_master_values_are_never_copied_by_the_layer() -> None:
         sparse(torch.randn(2, 16, dtype=torch.bfloat16))
 
 
+def test_a_plan_times_master_values_as_layers_give_them() -> None:
+    work = replace(WORK, compute_dtype=torch.bfloat16)
+    inputs = measure._inputs(work, torch.Generator())
+    dtypes = {type(b): measure._Trial(b, work, inputs).values.dtype for b in (Triton(), get("dense-compact"))}
+    assert list(dtypes.values()) == [torch.float32, torch.bfloat16]
+
+
 def test_copies_of_a_layer_stand_alone() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(36, 3))
@@ -147,9 +159,6 @@ def test_copies_of_a_layer_stand_alone() -> None:
     other.load_state_dict(sparse.state_dict())
     assert torch.equal(other(x), expected)
     assert torch.equal(sf.densify(sparse)(x) - expected < 1e-5, torch.ones_like(expected, dtype=torch.bool))
-
-
-WORK = Workload((8, 8), rows=4, density=0.5)
 
 
 def test_it_says_what_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,12 +191,12 @@ def test_it_is_asked_without_loading_triton() -> None:
 
 
 BAD_LAYOUTS = {
-    "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather16/gather16/dense', got 'cpu/1",
+    "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather64/gather64/dense', got 'cpu/1",
     "triton/2/linear/dense/dense/dense": "plan anew",
     "triton/1/linear/dense/dense": "plan anew",
-    "triton/1/linear/gather7/dense/dense": "expected one of dense, gather8, .*, panel128, .*got 'gather7'",
+    "triton/1/linear/gather7/dense/dense": "expected dense, gather8, .*, panel128, .*got 'gather7'",
     "triton/1/linear/dense[tokens=1]/dense/dense": "got 'dense.tokens=1.'",
-    "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as tokens=N,repeat=N.*got 'size=1'",
+    "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as lanes=N,tokens=N.*got 'size=1'",
 }
 
 
@@ -215,6 +224,16 @@ def test_wrong_tensors_are_refused_before_any_kernel() -> None:
         op.backward(torch.zeros(3, 7), x, values, True)
     with pytest.raises(ValueError, match="expected dy on cpu, where x is, got meta"):
         op.backward(torch.zeros(3, 8, device="meta"), x, values, True)
+
+
+def test_a_gradient_of_another_image_is_refused() -> None:
+    op = Triton().pack(
+        torch.ones(2, 1, 3, 3, dtype=torch.bool), "triton/1/conv2d:s2,1:p1,1:d1,1:g1/dense/dense/gather64"
+    )
+    with pytest.raises(ValueError, match=r"expected dy of shape \(1, 2, 3, 5\), got \(1, 2, 5, 5\)"):
+        op.backward(torch.zeros(1, 2, 5, 5), torch.zeros(1, 1, 5, 5), torch.zeros(op.nnz), True)
+    with pytest.raises(ValueError, match="expected an image at least as large as the kernel"):
+        op.backward(torch.zeros(1, 2, 1, 1), torch.zeros(1, 1, 5, 0), torch.zeros(op.nnz), True)
 
 
 def test_tables_of_a_few_image_sizes_are_kept() -> None:

@@ -28,6 +28,9 @@ from sparseflow.hardware.backends.triton_choice import (
     modelled,
 )
 from sparseflow.hardware.backends.triton_cost import Call, ChipModel, eta_name, occupied
+from sparseflow.hardware.flow import Flow
+from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.routing import route_to
 from sparseflow.hardware.workload import Geometry, Workload
 from sparseflow_kernels.triton_tune import Tuner
 
@@ -64,15 +67,15 @@ def test_a_panel_reads_the_columns_that_any_of_its_rows_needs() -> None:
 
 def test_an_h100_multiplies_float32_sparsely_and_dense_short_numbers_until_they_are_few() -> None:
     assert chosen(replace(LARGE, density=0.5)) == ["dense"] * 3
-    assert chosen(LARGE) == ["gather16"] * 3
+    assert chosen(LARGE) == ["gather64"] * 3
     assert chosen(replace(BF16, density=0.05)) == ["dense"] * 3
-    assert chosen(replace(BF16, density=0.001)) == ["gather16"] * 3
+    assert chosen(replace(BF16, density=0.001)) == ["gather64"] * 3
     at_half_percent = chosen(replace(BF16, density=0.005))
     assert at_half_percent[0] == "panel128" and at_half_percent[2] == "dense"
 
 
 def test_an_input_gradient_that_nobody_needs_gets_no_structure() -> None:
-    assert chosen(replace(LARGE, needs_dx=False)) == ["gather16", "dense", "gather16"]
+    assert chosen(replace(LARGE, needs_dx=False)) == ["gather64", "dense", "gather64"]
     assert candidates(replace(LARGE, needs_dx=False), "dgrad") == (DENSE,)
 
 
@@ -146,8 +149,14 @@ def test_every_chip_is_modelled_in_all_families() -> None:
 def test_a_plan_says_what_each_product_gets_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Triton, "unsupported", lambda self, work: None)
     words = Triton().explain(LARGE)
-    assert words.startswith("forward gather16 (3.42x of dense), dgrad gather16 (3.42x of dense), wgrad gather16 (")
+    assert words.startswith("forward gather64 (3.42x of dense), dgrad gather64 (3.42x of dense), wgrad gather64 (")
     assert words.endswith("x of dense); modelled for the H100 SXM")
+    works = {"up": LARGE, "down": replace(BF16, density=0.05)}
+    plan = Plan(route_to("triton", works, dict.fromkeys(works, Flow())), {})
+    _, up, down, summary = str(plan).splitlines()
+    assert up.split()[:3] == ["up", "1.00%", "triton"] and up.endswith(f"named by the caller; {words}")
+    assert "forward dense (" in down and "wgrad dense (" in down and "modelled for the H100 SXM" in down
+    assert summary == "2 of 2 layers on triton"
     assert Triton().explain(replace(LARGE, rows=0)).endswith(", for 4,096 rows, since no sample was seen")
 
 
@@ -182,14 +191,14 @@ def test_a_measured_choice_is_tuned_kept_and_found_again(own_cache: Path, monkey
         which, product = ran[-1]
         if product == "dense":
             return 0.5 if which == "wgrad" else 2.0
-        return {"gather8": 1.5, "gather16": 1.0, "gather32": 1.2}.get(product, 0.9 if "repeat=2" in product else 1.1)
+        return {"gather16": 1.5, "gather64": 1.0}.get(product, 0.9 if "repeat=2" in product else 1.1)
 
     monkeypatch.setattr(triton_measure.Trial, "_run", run)
     monkeypatch.setattr("sparseflow_kernels.triton_tune.gpu_seconds", timer)
     monkeypatch.delenv("TRITON_INTERPRET")
     times = triton_measure.measured(work, H100)
     layout = decide(work, times, "").layout
-    assert str(layout.forward).startswith("gather16[") and "repeat=2" in str(layout.forward)
+    assert str(layout.forward).startswith("gather64[") and "repeat=2" in str(layout.forward)
     assert layout.wgrad == DENSE
     assert times["forward"][layout.forward] == 0.9
     ran.clear()
@@ -218,3 +227,26 @@ def test_a_trial_runs_each_product_as_it_will_run() -> None:
         dense, sparse = (trial._run(which, product) for product in (DENSE, Product("gather", 64)))
         assert dense.shape == shapes.get(which, dense.shape)
         assert torch.allclose(dense, sparse, atol=1e-4)
+
+
+def test_a_gpu_is_measured_once_where_somebody_has_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Workload] = []
+
+    def measured(work: Workload, chip: ChipModel) -> Times:
+        asked.append(work)
+        return {which: {DENSE: 2.0, Product("gather", 16): 1.0} for which in ("forward", "dgrad", "wgrad")}
+
+    monkeypatch.setattr(triton_measure, "measured", measured)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    work = replace(LARGE, shape=(4096, 4000))
+    assert not Triton().cost(work).measured and Triton().layout(replace(work, rows=0)).count("gather64") == 3
+    assert not asked
+    near = replace(work, density=0.01001, bias=True, relu=True, chained_in=True, threads=7)
+    assert Triton().layout(work) == Triton().layout(near) == "triton/1/linear/gather16/gather16/gather16"
+    assert Triton().explain(work) == (
+        "forward gather16 (2.00x of dense), dgrad gather16 (2.00x of dense), wgrad gather16 (2.00x of dense); "
+        "each measured on the H100 SXM"
+    )
+    assert asked == [replace(work, threads=1)]

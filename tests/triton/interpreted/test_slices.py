@@ -1,6 +1,8 @@
-"""Slices: every kept weight stands in one slot, rows are sorted and split, and the arrays are those of the definition."""
+"""Slices: every kept weight stands in one slot, rows are sorted and split, and the arrays are as defined."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -46,7 +48,7 @@ def test_every_kept_weight_has_one_slot(
     _check_targets(structure, rows)
     lanes = [lane for _, (_, _, lane) in sorted(places.items())]
     # In canonical order, a lane's columns follow each other: the lane changes once for each.
-    assert sum(a != b for a, b in zip(lanes, lanes[1:])) + bool(lanes) == len(set(lanes))
+    assert sum(a != b for a, b in pairwise(lanes)) + bool(lanes) == len(set(lanes))
 
 
 def _check_targets(structure: Slices, rows: int) -> None:
@@ -55,7 +57,7 @@ def _check_targets(structure: Slices, rows: int) -> None:
     whole = [target for target in targets if 0 <= target < rows]
     assert sorted(whole + structure.split_rows.tolist()) == list(range(rows))
     starts = structure.split_starts.tolist()
-    for row, first, last in zip(structure.split_rows.tolist(), starts, starts[1:]):
+    for row, (first, last) in zip(structure.split_rows.tolist(), pairwise(starts)):
         assert last - first > 1
         assert all(owners[targets.index(rows + piece)] == row for piece in range(first, last))
     assert starts[-1] == structure.pieces == sum(target >= rows for target in targets)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow import models
-from sparseflow.testing import relative_error
+from sparseflow.testing import TOLERANCE, relative_error
 
 STEPS = 10
 
@@ -23,11 +23,12 @@ def tiny_gpt() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def tiny_resnet() -> tuple[nn.Module, Tensor, Tensor]:
-    return models.resnet20(classes=3, width=2), torch.randn(4, 1, 4, 4), torch.randint(3, (4,))
+    return models.resnet20(classes=3, width=2), torch.randn(4, 1, 3, 3), torch.randint(3, (4,))
 
 
 def losses(model: nn.Module, x: Tensor, target: Tensor, autocast: bool) -> list[float]:
-    optimizer = torch.optim.AdamW(sf.param_groups(model, weight_decay=0.1), lr=1e-2)
+    # Not Adam, which divides differences of rounding by gradients that are nearly zero.
+    optimizer = torch.optim.SGD(sf.param_groups(model, weight_decay=0.01), lr=0.1, momentum=0.9)
     found = []
     for _ in range(STEPS):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -52,10 +53,9 @@ def test_ten_steps_have_the_losses_of_dense(
         torch.manual_seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             plan = sf.plan(model, masks, x, backend=backend)
+        assert set(plan.backends.values()) == {backend}
         sparse = sf.sparsify(copy.deepcopy(model), masks, plan=plan)
         found[backend] = losses(sparse, x, target, autocast)
     dense, triton = (torch.tensor(found[backend]) for backend in ("dense", "triton"))
     assert dense[-1] < 0.9 * dense[0]
-    # Ten steps of Adam turn differences of rounding into differences of weights, bfloat16's more than float32's.
-    assert relative_error(triton, dense) < (1e-2 if autocast else 1e-4)
-    assert not torch.equal(triton, dense)
+    assert relative_error(triton, dense) <= TOLERANCE[torch.bfloat16 if autocast else torch.float32]
