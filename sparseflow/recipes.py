@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -30,6 +30,7 @@ from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.streaming import Streaming
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -59,6 +60,22 @@ class TrainingSpec(Strict):
 _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
 
 
+class StreamSpec(Strict):
+    """In a store: see `training.streaming.Streaming`. store: a folder; if none, in the run's."""
+
+    store: str | None = None
+    format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"
+    systems: int = Field(1, ge=1)
+    spill: bool = False
+    buffer_limit: int | None = Field(None, gt=0)
+
+    def streaming(self, folder: Path | None, seed: int) -> Streaming:
+        """For one seed of a run in `folder`; in memory where there is neither folder nor store."""
+        place = Path(self.store) if self.store is not None else None if folder is None else folder / "store"
+        store = None if folder is None or place is None else place / f"seed-{seed}"
+        return Streaming(store, self.format, self.systems, self.spill, self.buffer_limit)
+
+
 class ControlSpec(Strict):
     rounds: list[int] = Field(default=[])
     kinds: list[Kind] = Field(default=["reinit", "shuffle", "random"])
@@ -77,6 +94,8 @@ class Recipe(Strict):
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
+    # Train with sf.stream: weights and optimizer state live in a store.
+    stream: StreamSpec | None = None
     # Seeds that run side by side, a process each, and the threads that each of them uses.
     workers: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
@@ -101,6 +120,8 @@ class Recipe(Strict):
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
         self._check_at_init()
+        if self.stream is not None and self.backend not in ("auto", "stream"):
+            raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
@@ -159,8 +180,17 @@ def available_recipes() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
-    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
+def make_trainer(
+    recipe: Recipe,
+    seed: int,
+    listener: Listener | None = None,
+    engine: EngineName = "ddp",
+    folder: Path | None = None,
+) -> Trainer:
+    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist.
+
+    folder: the run's, for a recipe that streams; without one, it streams from memory.
+    """
     spec = recipe.training
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
     task = data.load(recipe.data.name, recipe.data.options)
@@ -177,6 +207,7 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
         accumulate=spec.accumulate,
         evaluate_every=spec.evaluate_every,
         engine=engine,
+        stream=None if recipe.stream is None else recipe.stream.streaming(folder, seed),
         listener=listener,
     )
 

@@ -25,6 +25,7 @@ from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
 from sparseflow.hardware.model import dense_state
 from sparseflow.hardware.sample import untouched
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks import Masks
 from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Named, Recipe, make_pruning, make_trainer, read_recipe
@@ -136,7 +137,7 @@ def check(recipe: Recipe) -> Task:
     if recipe.backend != "auto":
         backends.get(recipe.backend)
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
-    everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
+    everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, weights_of(trainer.model).device)
     method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
     prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
     evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
@@ -195,8 +196,17 @@ def run_seed(
         "kind": "round",
         "round": max(records.first, records.finished_rounds()),
     }
-    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine)
+    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine, run.folder)
     trainer.should_stop = should_stop
+    try:
+        _train(trainer, recipe, seed, records, listener, about)
+    finally:
+        trainer.close()
+
+
+def _train(
+    trainer: Trainer, recipe: Recipe, seed: int, records: Records, listener: Listener, about: dict[str, Any]
+) -> None:
     for ticket in _tickets(trainer, recipe, seed, records):
         listener({"seed": seed, "kind": "round", "event": "trained", **metrics_of(ticket.provenance["metrics"])})
         about["round"] = ticket.round + 1

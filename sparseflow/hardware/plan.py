@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from sparseflow.hardware.optimizers import check_rebindable, mark_remasked, mixe
 from sparseflow.hardware.relu import pass_rectified, relus_of, restore_relus
 from sparseflow.hardware.routing import route, route_to
 from sparseflow.hardware.sample import Sample, Seen, observe
+from sparseflow.hardware.streamed_plan import remask_stream, sparsify_stream, stream_rows
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.survey import Site, Survey, extra_padding_of, geometry_of, survey
 from sparseflow.hardware.swap import hooked, pack_mask, put, to_dense, to_sparse
 from sparseflow.hardware.timings import Timings
@@ -42,7 +45,7 @@ def plan(
     layers form chains. With `crossovers` it says at which density the runner-up would win, which takes as long
     again. `ValueError` for masks that do not fit the model.
     """
-    if backend == "auto" and sample is None:
+    if backend == "auto" and sample is None and stream_of(model) is None:
         raise ValueError(
             'backend="auto" needs to see the model run: pass sample= (an input batch) or plan= (from sf.plan), '
             f"or name a backend: {', '.join(backends.available())}"
@@ -54,6 +57,9 @@ def plan(
     }
     seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
     works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
+    if (stream := stream_of(model)) is not None:
+        works = {name: replace(work, device=stream.device) for name, work in works.items()}
+        return Plan(stream_rows(works, backend), found.left_dense)
     flows = {name: one.flow for name, one in seen.items()}
     if backend != "auto":
         return Plan(route_to(backend, works, flows), found.left_dense)
@@ -83,6 +89,9 @@ def sparsify(
     """
     found = survey(model)
     sites = {name: found.find(name, mask) for name, mask in masks.items()}
+    if (stream := stream_of(model)) is not None:
+        sparsify_stream(stream, masks, plan)
+        return model
     already = [name for name, site in sites.items() if isinstance(site.module, SparseLayer)]
     if already:
         raise ValueError(f"already sparse: {', '.join(already)}; use remask for new masks, or densify first")
@@ -110,6 +119,9 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
     whose number of values stays the same keeps its Parameter.
     """
     found = survey(model)
+    if (stream := stream_of(model)) is not None:
+        remask_stream(stream, {name: mask for name, mask in masks.items() if found.find(name, mask)})
+        return model
     layers = {name: _sparse_site(found, name, mask) for name, mask in masks.items()}
     if optimizer is not None:
         check_rebindable(optimizer, model)
@@ -119,7 +131,10 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
 
 
 def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
-    """The model with its original classes again, in place; zeros at pruned places."""
+    """The model with its original classes again, in place; zeros at pruned places. A streamed one stays streamed."""
+    if (stream := stream_of(model)) is not None:
+        stream.densify()
+        return model
     if optimizer is not None:
         check_rebindable(optimizer, model)
     for site in survey(model).sites.values():

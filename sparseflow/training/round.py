@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sparseflow.files import Ticket
 from sparseflow.hardware.model import current_masks, dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.masks import Masks
 from sparseflow.training import proof
 
@@ -53,7 +55,7 @@ class Round:
     def take_masks(self) -> None:
         """Makes the model's present masks the round's, where training has changed them."""
         self.masks = Masks(current_masks(self.model))
-        self.start = masked(self.rewind_point, masks_by_every_name(self.model, self.masks))
+        self.start = masked_start(self.model, self.rewind_point, self.masks)
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that the model is trained. `metrics` goes with the ticket.
@@ -75,3 +77,15 @@ class Round:
 def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state with +0.0 wherever a mask prunes."""
     return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
+
+
+def masked_start(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As `masked`, under every name that the model has for a masked weight, and kept as the model keeps tensors."""
+    every = masks_by_every_name(model, masks)
+    if stream_of(model) is None:
+        return masked(state, every)
+    found, weights = dict(state), weights_of(model)
+    for name in state.keys() & every.keys():
+        # One at a time: they are mapped files.
+        found[name] = weights.keep(torch.where(every[name], state[name], 0.0))
+    return found
