@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -25,12 +25,12 @@ from sparseflow.recipe_pruning import Named as Named
 from sparseflow.recipe_pruning import PruningSpec as PruningSpec
 from sparseflow.recipe_pruning import Strict
 from sparseflow.recipe_pruning import make_pruning as make_pruning
+from sparseflow.recipe_stream import StreamSpec
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
 from sparseflow.training.schedules import Schedule
-from sparseflow.training.streaming import Streaming
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -58,22 +58,6 @@ class TrainingSpec(Strict):
 
 
 _ONE_ROUND = PruningSpec.model_validate({"rounds": 1})
-
-
-class StreamSpec(Strict):
-    """In a store: see `training.streaming.Streaming`. store: a folder; if none, in the run's."""
-
-    store: str | None = None
-    format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"
-    systems: int = Field(1, ge=1)
-    spill: bool = False
-    buffer_limit: int | None = Field(None, gt=0)
-
-    def streaming(self, folder: Path | None, seed: int) -> Streaming:
-        """For one seed of a run in `folder`; in memory where there is neither folder nor store."""
-        place = Path(self.store) if self.store is not None else None if folder is None else folder / "store"
-        store = None if folder is None or place is None else place / f"seed-{seed}"
-        return Streaming(store, self.format, self.systems, self.spill, self.buffer_limit)
 
 
 class ControlSpec(Strict):
@@ -119,9 +103,9 @@ class Recipe(Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
-        self._check_at_init()
         if self.stream is not None and self.backend not in ("auto", "stream"):
             raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
+        self._check_at_init()
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:

@@ -55,7 +55,7 @@ class Round:
     def take_masks(self) -> None:
         """Makes the model's present masks the round's, where training has changed them."""
         self.masks = Masks(current_masks(self.model))
-        self.start = masked_start(self.model, self.rewind_point, self.masks)
+        self.start = masked(self.model, self.rewind_point, masks_by_every_name(self.model, self.masks))
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that the model is trained. `metrics` goes with the ticket.
@@ -74,18 +74,11 @@ class Round:
         return Ticket(self.masks, state, made_under, about)
 
 
-def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with +0.0 wherever a mask prunes."""
-    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
-
-
-def masked_start(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """As `masked`, under every name that the model has for a masked weight, and kept as the model keeps tensors."""
-    every = masks_by_every_name(model, masks)
-    if stream_of(model) is None:
-        return masked(state, every)
+def masked(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state of the model with +0.0 wherever a mask prunes; kept as the model keeps tensors."""
     found, weights = dict(state), weights_of(model)
-    for name in state.keys() & every.keys():
-        # One at a time: they are mapped files.
-        found[name] = weights.keep(torch.where(every[name], state[name], 0.0))
+    for name in state.keys() & masks.keys():
+        pruned = torch.where(masks[name], state[name], 0.0)
+        # Of a model in memory this is a copy already.
+        found[name] = weights.keep(pruned) if stream_of(model) is not None else pruned
     return found

@@ -15,10 +15,9 @@ from torch import nn
 
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
-from sparseflow.hardware.model import current_masks, dense_state, load_dense_state
+from sparseflow.hardware.model import current_masks, dense_state, load_dense_state, masks_by_every_name
 from sparseflow.hardware.plan import densify, sparsify
 from sparseflow.hardware.sample import Sample
-from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.masks import Masks
@@ -29,7 +28,7 @@ from sparseflow.training.connection import check_connected
 from sparseflow.training.criteria import NO_EVIDENCE, Evidence
 from sparseflow.training.pruning import Prunes, prunable_weights
 from sparseflow.training.records import Records, describe
-from sparseflow.training.round import Round, masked_start
+from sparseflow.training.round import Round, masked
 from sparseflow.training.round_plan import plan_round
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.streaming import commit_weights, token_of
@@ -113,8 +112,7 @@ def search(
         backends.get(backend)
     if not first:
         records.begin(theta_0)
-    recorded_point = records.rewind_point(device, model)
-    round = Round(0, model, everything, None, theta_0, recorded_point or theta_0)
+    round = Round(0, model, everything, None, theta_0, records.rewind_point(device, model) or theta_0)
     if first:
         # The run goes on behind the last round on record, with its masks and trained weights.
         last = records.trained(first - 1)
@@ -128,14 +126,13 @@ def search(
         seen = replace(evidence, start=round.rewind_point)
         masks = pruning(model, round.masks, index, seen) if recorded is None else recorded.to(device)
         model = densify(model)
-        # Of a streamed model there is no copy to look through.
-        if sample is not None and not pruning.may_cut and stream_of(model) is None:
+        if sample is not None and not pruning.may_cut:
             check_connected(model, masks, sample)
         if rewind == "weights":
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = masked_start(model, state, masks)
+        start = masked(model, state, masks_by_every_name(model, masks))
         with autocast():
             chosen = plan_round(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
