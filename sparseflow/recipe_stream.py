@@ -12,7 +12,7 @@ from sparseflow.training.streaming import Streaming
 
 
 class StreamSpec(Strict):
-    """Weights and optimizer state in a store: see `training.streaming.Streaming`. store: a folder, else in the run's."""
+    """Weights and optimizer state in a store: see `Streaming`. store: a folder; by default one in the run's."""
 
     store: str | None = None
     format: Literal["fp32", "fp16", "bf16", "cb16"] = "fp32"

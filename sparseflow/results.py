@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import sparseflow
 from sparseflow.files import Ticket, save
 from sparseflow.recipes import Recipe
+from sparseflow.replay import wafer_step
 from sparseflow.report import write_report
 from sparseflow.runs import Run, Task, metrics_of, trained_rounds, worker_threads
 from sparseflow.training.records import write_json
@@ -41,7 +42,7 @@ def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
 
 def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     """result.json of a finished run: everything its seeds recorded, and the verdict."""
-    recipe = run.recipe
+    recipe, last = run.recipe, run.recipe.pruning.rounds
     rounds: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     plans: dict[str, Any] = {}
@@ -70,6 +71,7 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
         "controls": controls,
         "verdict": verdicts[-1],
         "verdicts": verdicts,
+        "wafer": None if recipe.stream is None else wafer_step(recipe, run.records(recipe.seeds[0]).ticket(last).masks),
     }
 
 

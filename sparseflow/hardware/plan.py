@@ -23,7 +23,7 @@ from sparseflow.hardware.swap import hooked, pack_mask, put, to_dense, to_sparse
 from sparseflow.hardware.timings import Timings
 from sparseflow.hardware.workload import Kind, Workload
 
-__all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify"]
+__all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify", "workloads"]
 
 _STALE = "this plan cannot be replayed here: make a new one, or resume with --replan"
 
@@ -51,14 +51,8 @@ def plan(
             f"or name a backend: {', '.join(backends.available())}"
         )
     found = survey(model)
-    sites = {name: found.find(name, mask) for name, mask in masks.items()}
-    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
-        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
-    }
-    seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
-    works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
-    if (stream := stream_of(model)) is not None:
-        works = {name: replace(work, device=stream.device) for name, work in works.items()}
+    works, seen = _observed(model, found, masks, sample)
+    if stream_of(model) is not None:
         return Plan(stream_rows(works, backend), found.left_dense)
     flows = {name: one.flow for name, one in seen.items()}
     if backend != "auto":
@@ -67,6 +61,30 @@ def plan(
     rows = route(works, flows, timings, crossovers)
     timings.save()
     return Plan(rows, found.left_dense)
+
+
+def workloads(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample) -> dict[str, Workload]:
+    """What each prunable layer computes on the sample; those that have no mask here keep all their weights.
+
+    `ValueError` for masks that do not fit the model.
+    """
+    found = survey(model)
+    everything = {name: torch.ones(site.shape, dtype=torch.bool) for name, site in found.sites.items()}
+    return _observed(model, found, {**everything, **masks}, sample)[0]
+
+
+def _observed(
+    model: nn.Module, found: Survey, masks: Mapping[str, Tensor], sample: Sample | None
+) -> tuple[dict[str, Workload], dict[str, Seen]]:
+    sites = {name: found.find(name, mask) for name, mask in masks.items()}
+    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
+        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
+    }
+    seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
+    works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
+    if (stream := stream_of(model)) is not None:
+        works = {name: replace(work, device=stream.device) for name, work in works.items()}
+    return works, seen
 
 
 # `sparsify` has an argument of that name.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
+from sparseflow.hardware.names import dense_name
 from sparseflow.hardware.plan import densify
 from sparseflow.hardware.sample import Sample, call, untouched
 from sparseflow.hardware.streaming.execution import stream_of
@@ -27,13 +28,14 @@ def broken_layer(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample) 
     streamed model, which has no copy, runs itself, and has its weights again afterwards.
     """
     with _dense_body(model) as network, _Tracer() as tracer, torch.no_grad():
-        weights = weights_of(network)
-        for name, site in survey(network).sites.items():
+        weights, sites = weights_of(network), survey(network).sites
+        for name, site in sites.items():
             if name in masks:
                 weights.write(name, masks[name].float())
                 for module in site.modules:
                     tracer.attach(name, module)
-        for name in _biases(network, masks):
+        pruned = [module for name, site in sites.items() if name in masks for module in site.modules]
+        for name in _biases(network, pruned):
             weights.write(name, torch.zeros_like(weights.read(name)))
         for module in network.modules():
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -69,9 +71,13 @@ def _dense_body(model: nn.Module) -> Iterator[nn.Module]:
         model.load_state_dict(before)
 
 
-def _biases(network: nn.Module, masks: Mapping[str, Tensor]) -> list[str]:
-    beside = {f"{name.removesuffix('weight')}bias" for name in masks}
-    return [name for name in weights_of(network).names if name in beside]
+def _biases(network: nn.Module, layers: Iterable[nn.Module]) -> list[str]:
+    chosen = {id(module) for module in layers if module._parameters.get("bias") is not None}
+    return [
+        dense_name(f"{path}.bias" if path else "bias")
+        for path, module in network.named_modules()
+        if id(module) in chosen
+    ]
 
 
 class _Tracer:

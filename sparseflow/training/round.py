@@ -55,7 +55,7 @@ class Round:
     def take_masks(self) -> None:
         """Makes the model's present masks the round's, where training has changed them."""
         self.masks = Masks(current_masks(self.model))
-        self.start = masked(self.model, self.rewind_point, masks_by_every_name(self.model, self.masks))
+        self.start = masked(self.rewind_point, masks_by_every_name(self.model, self.masks), self.model)
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that the model is trained. `metrics` goes with the ticket.
@@ -74,11 +74,13 @@ class Round:
         return Ticket(self.masks, state, made_under, about)
 
 
-def masked(model: nn.Module, state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state of the model with +0.0 wherever a mask prunes; kept as the model keeps tensors."""
-    found, weights = dict(state), weights_of(model)
+def masked(
+    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], model: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The state with +0.0 wherever a mask prunes; in mapped files where it is that of a streamed model."""
+    streamed = model is not None and stream_of(model) is not None
+    found = dict(state)
     for name in state.keys() & masks.keys():
         pruned = torch.where(masks[name], state[name], 0.0)
-        # Of a model in memory this is a copy already.
-        found[name] = weights.keep(pruned) if stream_of(model) is not None else pruned
+        found[name] = weights_of(model).keep(pruned) if model is not None and streamed else pruned
     return found

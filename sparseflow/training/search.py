@@ -132,7 +132,7 @@ def search(
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = masked(model, state, masks_by_every_name(model, masks))
+        start = masked(state, masks_by_every_name(model, masks), model)
         with autocast():
             chosen = plan_round(model, masks, backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
