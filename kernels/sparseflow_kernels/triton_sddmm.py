@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparseflow_kernels.triton_device import divisor, threads_of_warp
 from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel, sddmm_kernel
 from sparseflow_kernels.triton_slices import Slices
 from sparseflow_kernels.triton_spmm import check_product
@@ -33,6 +34,10 @@ class SddmmConfig:
     steps: int
     tokens: int
     part: int
+
+    def __post_init__(self) -> None:
+        check_powers(self, "lanes", "steps", "tokens")
+        check_least(self, 1, "part")
 
     def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
         """Warps of a program that has that many lanes; `threads`: of a warp."""

@@ -197,6 +197,12 @@ BAD_LAYOUTS = {
     "triton/1/linear/gather7/dense/dense": "expected dense, gather8, .*, panel128, .*got 'gather7'",
     "triton/1/linear/dense[tokens=1]/dense/dense": "got 'dense.tokens=1.'",
     "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as lanes=N,tokens=N.*got 'size=1'",
+    "triton/1/linear/gather16[lanes=3,tokens=8]/dense/dense": "lanes: expected 1, 2, 4, ..., got 3",
+    "triton/1/linear/gather16[lanes=8,tokens=8,share=0]/dense/dense": "share: expected 1 or more, got 0",
+    "triton/1/linear/dense/dense/gather16[lanes=8,steps=0,tokens=8,part=8]": "steps: expected 1, 2, 4, ..., got 0",
+    # Past the end of the last panel.
+    "triton/1/linear/panel64[tokens=64,depth=128,warps=4,stages=2]/dense/dense": "depth: expected 32 or 64, got 128",
+    "triton/1/linear/dense/dense/panel64[slots=48,tokens=64,warps=4,stages=2]": "slots: expected 1, 2, 4, ..., got 48",
 }
 
 
