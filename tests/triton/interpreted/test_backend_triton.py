@@ -51,7 +51,7 @@ MIXES = [
     "gather16/dense/dense",
     "dense/gather64/dense",
     "dense/dense/gather64",
-    "gather8/gather32/gather16",
+    "gather128/gather32/gather16",
     f"gather64[{config_text(SPMM)}]/gather64/gather64[{config_text(SDDMM)}]",
 ]
 PANELS = ["panel64/panel64/panel128", "panel64[tokens=64,depth=32,warps=4,stages=2]/gather64/panel64"]
@@ -98,7 +98,7 @@ def test_a_structure_is_shared_where_two_products_can() -> None:
     mask = torch.rand(8, 8) < 0.5
     shared, own, dense = (
         Triton().pack(mask, f"triton/1/linear/{products}")
-        for products in ("gather16/dense/gather16", "gather16/dense/gather8", "gather16/dense/dense")
+        for products in ("gather16/dense/gather16", "gather16/dense/gather32", "gather16/dense/dense")
     )
     assert shared.tensors().keys() == dense.tensors().keys()
     assert any(name.startswith("wgrad.") for name in own.tensors())
@@ -194,7 +194,7 @@ BAD_LAYOUTS = {
     "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather64/gather64/dense', got 'cpu/1",
     "triton/2/linear/dense/dense/dense": "plan anew",
     "triton/1/linear/dense/dense": "plan anew",
-    "triton/1/linear/gather7/dense/dense": "expected dense, gather8, .*, panel128, .*got 'gather7'",
+    "triton/1/linear/gather7/dense/dense": "expected dense, gather16, .*, panel128, .*got 'gather7'",
     "triton/1/linear/dense[tokens=1]/dense/dense": "got 'dense.tokens=1.'",
     "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as lanes=N,tokens=N.*got 'size=1'",
     "triton/1/linear/gather16[lanes=3,tokens=8]/dense/dense": "lanes: expected 1, 2, 4, ..., got 3",
