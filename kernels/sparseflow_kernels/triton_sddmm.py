@@ -44,6 +44,8 @@ class SddmmConfig:
         return max(1, lanes * self.tokens * itemsize // (16 * threads))
 
 
+# Numbers of all partial sums together, at most: a quarter of a gigabyte.
+_SCRATCH = 1 << 26
 # By bytes of a number of x.
 DEFAULT = {size: SddmmConfig(32, 16, 64 // size, 4096 // size) for size in (4, 2)}
 # The interpreter takes about as long for a large tile as for a small one.
@@ -84,7 +86,7 @@ def sddmm(
     config = config or (DEFAULT[x.itemsize] if x.device.type == "cuda" else INTERPRETED)
     tokens = min(config.tokens, 1 << max(lines.run - 1, 0).bit_length())
     tiles = lines.count * -(-lines.run // tokens)
-    parts = max(1, -(-tiles * tokens // config.part))
+    parts = max(1, min(-(-tiles * tokens // config.part), _SCRATCH // max(nnz, 1)))
     sums = x.new_empty(parts, nnz, dtype=torch.float32 if parts > 1 else dtype)
     if nnz == 0:
         return sums[0]
