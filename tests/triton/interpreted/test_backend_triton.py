@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.hardware import measure
-from sparseflow.hardware.backends import get
+from sparseflow.hardware.backends import get, triton_op
 from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.backends.triton import Triton
 from sparseflow.hardware.backends.triton_op import TritonOp
@@ -226,6 +226,13 @@ def test_wrong_tensors_are_refused_before_any_kernel() -> None:
             op.forward(a, b, None)
         with pytest.raises(ValueError, match=words):
             op.backward(torch.zeros(3, 8), a, b, True)
+    for dense in (False, True):
+        chosen = get("triton").pack(torch.ones(8, 6) > 0, "triton/1/linear/dense/dense/dense") if dense else op
+        held = torch.zeros(chosen.nnz)
+        with pytest.raises(ValueError, match=r"expected a bias of shape \(8,\), got \(1,\)"):
+            chosen.forward(x, held, torch.zeros(1))
+        with pytest.raises(ValueError, match="expected the bias on cpu, where x is, got meta"):
+            chosen.forward(x, held, torch.zeros(8, device="meta"))
     with pytest.raises(ValueError, match=r"expected dy of shape \(3, 8\)"):
         op.backward(torch.zeros(3, 7), x, values, True)
     with pytest.raises(ValueError, match="expected dy on cpu, where x is, got meta"):
@@ -252,3 +259,18 @@ def test_tables_of_a_few_image_sizes_are_kept() -> None:
         x = torch.randn(images, 1, size, size)
         op.backward(torch.ones_like(op.forward(x, values, None)), x, values, False)
     assert len(op._images) == 8
+
+
+def test_tables_that_a_captured_graph_reads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = Triton().pack(
+        torch.ones(2, 1, 3, 3, dtype=torch.bool), "triton/1/conv2d:s1,1:p1,1:d1,1:g1/dense/dense/gather64"
+    )
+    assert isinstance(op, TritonOp)
+    first, *others = (torch.randn(1, 1, size, size) for size in range(3, 15))
+    op._tokens(first)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(triton_op, "_captures", lambda x: True)
+        captured = op._tokens(first)
+    for x in others:
+        op._tokens(x)
+    assert op._tokens(first) is captured and len(op._images) == 8
