@@ -22,7 +22,7 @@ Kind = Literal["gather", "panel", "dense"]
 Which = Literal["forward", "dgrad", "wgrad"]
 
 WHICH: tuple[Which, ...] = ("forward", "dgrad", "wgrad")
-GATHER_HEIGHTS = (8, 16, 32, 64, 128)
+GATHER_HEIGHTS = (16, 32, 64, 128)
 # Programs may take some rows of a slice, so that one height serves most layers; small ones waste less in low slices.
 _USUAL_HEIGHT, _LOW_HEIGHT = 64, 16
 PANEL_HEIGHTS = (64, 128)

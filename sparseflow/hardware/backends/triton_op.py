@@ -48,6 +48,7 @@ class TritonOp:
     places: Tensor
     parts: dict[Which, Part]
     _images: dict[tuple[int, ...], Images] = field(init=False, repr=False, default_factory=dict)
+    _captured: dict[tuple[int, ...], Images] = field(init=False, repr=False, default_factory=dict)
 
     def __reduce__(self) -> tuple[type[TritonOp], tuple[str, tuple[int, ...], Tensor, dict[Which, Part]]]:
         # Tables of image sizes are made again.
@@ -81,6 +82,7 @@ class TritonOp:
 
     def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
         self._check(x, values)
+        self._check_bias(bias, x)
         if x.shape[0] == 0:
             return self._dense_forward(x, values, bias, relu)
         part = self.parts.get("forward")
@@ -169,11 +171,16 @@ class TritonOp:
         if geometry.kind == "linear":
             return Rows()
         key = (x.shape[0], x.shape[2], x.shape[3])
+        if key in self._captured:
+            return self._captured[key]
         if key not in self._images:
             while len(self._images) >= _SIZES:
                 self._images.pop(next(iter(self._images)))
             channels = self.shape[1] * geometry.groups
             self._images[key] = Images(self._axes(x), x.shape[0], channels, self.shape[0], self.places.device)
+        if _captures(x):
+            # Each replay of the graph reads these tables, however many other sizes come between.
+            self._captured[key] = self._images[key]
         return self._images[key]
 
     def _axes(self, x: Tensor) -> Axes:
@@ -197,6 +204,14 @@ class TritonOp:
                 f"got {x.dtype} and {values.dtype}"
             )
 
+    def _check_bias(self, bias: Tensor | None, x: Tensor) -> None:
+        if bias is None:
+            return
+        if bias.shape != self.shape[:1]:
+            raise ValueError(f"expected a bias of shape ({self.shape[0]},), got {tuple(bias.shape)}")
+        if bias.device != x.device:
+            raise ValueError(f"expected the bias on {x.device}, where x is, got {bias.device}; move the model")
+
     def _check_gradient(self, dy: Tensor, x: Tensor) -> None:
         image = () if x.dim() == 2 else (axis.out for axis in self._axes(x))
         expected = (x.shape[0], self.shape[0], *image)
@@ -214,6 +229,11 @@ def through(dy: Tensor, y: Tensor | None, sparse: bool) -> Tensor:
     passed = empty_feature_major(dy) if sparse else torch.empty_like(dy)
     torch.ops.aten.threshold_backward(dy, y, 0, grad_input=passed)
     return passed
+
+
+def _captures(x: Tensor) -> bool:
+    """Whether what is launched on x goes into a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 @functools.cache

@@ -102,7 +102,7 @@ def test_a_convolution_is_counted_by_its_pixels_and_by_the_phases_of_its_stride(
 def test_a_layout_survives_its_text() -> None:
     for layout in (
         Layout(Geometry(), Product("gather", 16, "tokens=64,warps=4"), Product("panel", 128), DENSE),
-        Layout(Geometry("conv2d", (2, 1), (1, 0)), DENSE, DENSE, Product("gather", 8)),
+        Layout(Geometry("conv2d", (2, 1), (1, 0)), DENSE, DENSE, Product("gather", 32)),
     ):
         assert Layout.parse(str(layout)) == layout
 
