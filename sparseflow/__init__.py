@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
+    from sparseflow.training.strong_ticket import strong_ticket as strong_ticket
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
 
@@ -59,6 +60,7 @@ _HOMES = {
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
+    "sparseflow.training.strong_ticket": ("strong_ticket",),
     "sparseflow.training.trainer": ("Trainer",),
     "sparseflow.training.verdict": ("verdict",),
 }

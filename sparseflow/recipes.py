@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from sparseflow import data, models
-from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic, make_strong
 from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.importance import Importance
 from sparseflow.masks.patterns import NM, Block, Pattern, Unstructured
@@ -137,7 +137,11 @@ class Recipe(_Strict):
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
         self._check_at_init()
-        if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
+        strong = make_strong(self.algorithm.name, self.algorithm.options)
+        if strong is not None and self.controls.rounds:
+            raise ValueError(f"controls: algorithm {self.algorithm.name!r} trains no weights that a control could take")
+        dynamic = make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps)
+        if dynamic is None and strong is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
             name = self.algorithm.name
@@ -148,7 +152,8 @@ class Recipe(_Strict):
         spec = self.pruning
         if first_round(self.algorithm.name) and (spec.rounds, spec.rewind, spec.rewind_to) != (1, "weights", 0):
             raise ValueError(
-                "algorithm 'prune-at-init' prunes once, before training: expected pruning.rounds: 1 and no rewind, got "
+                f"algorithm {self.algorithm.name!r} prunes once, no weight being trained before it: expected "
+                "pruning.rounds: 1 and no rewind, got "
                 f"rounds={spec.rounds}, rewind={spec.rewind}, rewind_to={spec.rewind_to}"
             )
 
