@@ -89,7 +89,7 @@ class EdgePopup:
 
     def training_weights(self, frozen: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         masks = self.masks(scores)
-        return {name: frozen[name] * _passed_to_magnitude(score, masks[name]) for name, score in scores.items()}
+        return {name: frozen[name] * _straight_through(score.abs(), masks[name]) for name, score in scores.items()}
 
 
 @dataclass(frozen=True)
@@ -119,20 +119,18 @@ class Supermask:
         return Masks({name: score.detach() > 0 for name, score in scores.items()})
 
     def weights(self, frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.where(m, frozen[name] * self._factor(m), 0.0) for name, m in masks.items()}
+        return {name: torch.where(mask, self._scaled(frozen[name], mask), 0.0) for name, mask in masks.items()}
 
     def training_weights(self, frozen: Mapping[str, Tensor], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         for name, score in scores.items():
             chance = score.sigmoid()
             drawn = torch.bernoulli(chance.detach())
-            # In value the drawn mask, in gradient σ(s).
-            passed = chance + (drawn - chance).detach()
-            found[name] = frozen[name] * self._factor(drawn) * passed
+            found[name] = self._scaled(frozen[name], drawn) * _straight_through(chance, drawn)
         return found
 
-    def _factor(self, mask: Tensor) -> Tensor | float:
-        return mask.numel() / mask.count_nonzero().clamp_min(1) if self.rescale else 1.0
+    def _scaled(self, weight: Tensor, mask: Tensor) -> Tensor:
+        return weight * mask.numel() / mask.count_nonzero().clamp_min(1) if self.rescale else weight
 
 
 def freeze(
@@ -148,22 +146,20 @@ def freeze(
     return found
 
 
-class _PassedToMagnitude(torch.autograd.Function):
-    """1 where the mask keeps; in backward the identity on |s|."""
+class _StraightThrough(torch.autograd.Function):
+    """The mask, exactly; in backward as if it were what it was made from."""
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(scores)
-        return mask.to(scores.dtype)
+    def forward(ctx: Any, soft: Tensor, mask: Tensor) -> Tensor:
+        return mask.to(soft.dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        (scores,) = ctx.saved_tensors
-        return gradients[0] * scores.sign(), None
+        return gradients[0], None
 
 
-def _passed_to_magnitude(scores: Tensor, mask: Tensor) -> Tensor:
-    passed: Tensor = _PassedToMagnitude.apply(scores, mask)
+def _straight_through(soft: Tensor, mask: Tensor) -> Tensor:
+    passed: Tensor = _StraightThrough.apply(soft, mask)
     return passed
 
 

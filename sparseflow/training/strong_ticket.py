@@ -5,7 +5,6 @@ The methods are in `masks.supermasks`; here they meet a model, a trainer and the
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
