@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparseflow import data as data
     from sparseflow import integrations as integrations
     from sparseflow import models as models
+    from sparseflow import theory as theory
     from sparseflow.files import SparseFormatError as SparseFormatError
     from sparseflow.files import Ticket as Ticket
     from sparseflow.files import Weights as Weights
@@ -71,6 +72,7 @@ _MODULES = {
     "models": "sparseflow.models",
     "schedules": "sparseflow.training.schedules",
     "testing": "sparseflow.testing",
+    "theory": "sparseflow.theory",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
