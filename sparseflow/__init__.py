@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
+    from sparseflow.masks.sign_in import sign_flips as sign_flips
     from sparseflow.training import schedules as schedules
     from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
+    from sparseflow.training.sign_in import SignIn as SignIn
     from sparseflow.training.strong_ticket import strong_ticket as strong_ticket
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
@@ -55,12 +57,14 @@ _HOMES = {
     "sparseflow.hardware.plan": ("Plan", "densify", "plan", "remask", "sparsify"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.masks.sign_in": ("sign_flips",),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
+    "sparseflow.training.sign_in": ("SignIn",),
     "sparseflow.training.strong_ticket": ("strong_ticket",),
     "sparseflow.training.trainer": ("Trainer",),
     "sparseflow.training.verdict": ("verdict",),

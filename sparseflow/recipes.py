@@ -31,12 +31,14 @@ from sparseflow.training.engines import EngineName
 from sparseflow.training.lottery import Rewind
 from sparseflow.training.pruning import Pruning
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.sign_in import SignIn
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
+    "sign-in": SignIn,
 }
 
 

@@ -159,7 +159,7 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def _straight_through(soft: Tensor, mask: Tensor) -> Tensor:
-    passed: Tensor = _StraightThrough.apply(soft, mask)
+    passed: Tensor = _StraightThrough.apply(soft, mask)  # type: ignore[no-untyped-call]
     return passed
 
 

@@ -11,11 +11,13 @@ from sparseflow.theory.bounds import (
     subset_ratio,
     uniform_sample,
 )
+from sparseflow.theory.construction import Match, prune_to_match
 from sparseflow.theory.network import LayerTheory, NetworkTheory, of_network, widths_of
 from sparseflow.theory.subset_sum import SuccessRate, brute_force, covering_rate, meet_in_the_middle, success_rate
 
 __all__ = [
     "LayerTheory",
+    "Match",
     "NetworkTheory",
     "SampleAtDensity",
     "SuccessRate",
@@ -27,6 +29,7 @@ __all__ = [
     "lower_bound",
     "meet_in_the_middle",
     "of_network",
+    "prune_to_match",
     "sample_at_density",
     "smallest_sample",
     "subset_ratio",

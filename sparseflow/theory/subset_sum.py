@@ -77,7 +77,8 @@ def _sums(values: Numbers, k: int) -> Numbers:
     """The sums of all subsets of size k."""
     if k == 0:
         return np.zeros(1)
-    return np.fromiter(combinations(values, k), dtype=(np.float64, k)).sum(1)
+    sums: Numbers = np.fromiter(combinations(values, k), dtype=(np.float64, k)).sum(1)
+    return sums
 
 
 def _all_sums(values: Numbers) -> Numbers:
