@@ -42,9 +42,9 @@ def sign_flips(
     }
 
 
-def canonical_where_new(m: Tensor, w: Tensor, theta: Tensor, beta: float) -> None:
+def split_where_new(m: Tensor, w: Tensor, theta: Tensor, beta: float) -> None:
     """Splits θ anew, in place, where m and w are both zero: weights that a change of mask has just brought in."""
+    # Without asking whether there are any: a GPU would have to wait for the answer.
     new = (m == 0) & (w == 0)
-    if bool(new.any()):
-        for old, fresh in zip((m, w), split(theta, beta)):
-            old.copy_(torch.where(new, fresh, old))
+    for old, fresh in zip((m, w), split(theta, beta)):
+        old.copy_(torch.where(new, fresh, old))

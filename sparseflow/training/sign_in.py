@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.hardware.optimizers import layers_of
-from sparseflow.masks.sign_in import canonical_where_new, split
+from sparseflow.masks.sign_in import split, split_where_new
 
 Momentum = Literal["zero", "rescale"]
 
@@ -85,7 +85,7 @@ class SignIn(torch.optim.Optimizer):
             state["step"] = torch.zeros(())
             state["m"], state["w"] = split(theta, beta)
         m, w = state["m"], state["w"]
-        canonical_where_new(m, w, theta, beta)
+        split_where_new(m, w, theta, beta)
         step = int(state["step"])
         if step and step % group["every"] == 0 and (group["until"] is None or step <= group["until"]):
             self._rescale(theta, state, group)
@@ -93,7 +93,7 @@ class SignIn(torch.optim.Optimizer):
         change_w = self._direction(w, gradient * m, "momentum_w", state, group)
         m.sub_(group["lr"] * change_m)
         w.sub_(group["lr"] * change_w)
-        torch.mul(m, w, out=theta)
+        theta.copy_(m * w)
         state["step"] += 1
 
     def _rescale(self, theta: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:

@@ -110,6 +110,25 @@ def test_its_steps_are_those_of_sgd_on_m_and_w(momentum: float) -> None:
     assert not torch.allclose(m.detach(), torch.ones_like(m))
 
 
+def test_biases_and_dense_layers_have_plain_sgd() -> None:
+    def steps(optimizer: Any, sparse: bool) -> list[Tensor]:
+        model, masks = sparse_layer()
+        if not sparse:
+            model = sf.densify(model)
+        stepping = optimizer(model.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(4):
+            stepping.zero_grad()
+            model(torch.ones(2, 6, dtype=torch.float64)).sum().backward()
+            stepping.step()
+        return [parameter.detach() for name, parameter in model.named_parameters() if not sparse or "bias" in name]
+
+    for sparse in (True, False):
+        found, expected = steps(SignIn, sparse), steps(torch.optim.SGD, sparse)
+        assert len(found) == (1 if sparse else 2)
+        for one, other in zip(found, expected):
+            torch.testing.assert_close(one, other, rtol=1e-14, atol=0)
+
+
 @pytest.mark.parametrize("how", ["zero", "rescale"])
 def test_rescaling_leaves_theta_and_restores_the_balance(how: Any) -> None:
     model, _ = sparse_layer()
