@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from sparseflow import data
-from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic, make_strong
 from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket
 from sparseflow.files.commit import remove
@@ -37,6 +37,7 @@ from sparseflow.training.lottery import train_dynamic
 from sparseflow.training.pruning import Start, prunable_weights
 from sparseflow.training.records import Records, write_json
 from sparseflow.training.search import train_rounds
+from sparseflow.training.strong_ticket import strong_ticket
 from sparseflow.training.trainer import Listener, Stopped, Trainer
 
 
@@ -138,10 +139,11 @@ def check(recipe: Recipe) -> Task:
         backends.get(recipe.backend)
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
     everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, weights_of(trainer.model).device)
-    method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
-    prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
-    evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
-    prunes.check(trainer.model, everything, evidence)
+    if make_strong(recipe.algorithm.name, recipe.algorithm.options) is None:
+        method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
+        prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
+        evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
+        prunes.check(trainer.model, everything, evidence)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
     try:
         with torch.no_grad(), untouched(trainer.model):
@@ -225,10 +227,17 @@ def _train(
 
 def _tickets(trainer: Trainer, recipe: Recipe, seed: int, records: Records) -> Iterator[Ticket]:
     spec, algorithm = recipe.pruning, recipe.algorithm
+    strong = make_strong(algorithm.name, algorithm.options)
+    if strong is not None:
+        yield strong_ticket(trainer, strong, param_filter=spec.param_filter, records=records)
+        return
     method = make_dynamic(algorithm.name, algorithm.options, trainer.steps)
     if method is not None:
-        return train_dynamic(trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records)
-    return train_rounds(
+        yield from train_dynamic(
+            trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records
+        )
+        return
+    yield from train_rounds(
         trainer,
         replace(make_pruning(spec, trainer), seed=seed),
         records,

@@ -21,6 +21,7 @@ from sparseflow.hardware.sample import Sample
 from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.masks import Masks
+from sparseflow.masks.sign_in import sign_flips
 from sparseflow.ranks import Ranks
 from sparseflow.training import proof
 from sparseflow.training.agreement import check_structure
@@ -73,7 +74,8 @@ def train_rounds(
         )
         if dynamic is not None and round.index:
             round.take_masks()
-        round.finish(describe(round.index, round.masks, round.plan, trained))
+        flips = sign_flips(round.start, dense_state(round.model), round.masks)
+        round.finish({**describe(round.index, round.masks, round.plan, trained), "sign_flips": flips})
         about = {"algorithm": algorithm, "seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to}
         ticket = round.ticket(about)
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
