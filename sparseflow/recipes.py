@@ -29,12 +29,14 @@ from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
+from sparseflow.training.muon import Muon, muon_groups
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
     "sgd": torch.optim.SGD,
 }
 
@@ -100,6 +102,11 @@ class Recipe(Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
+        if self.training.optimizer.name == "muon" and self.backend != "dense":
+            raise ValueError(
+                "training.optimizer 'muon' combines elements of a weight, which short flat values do not allow: "
+                f"expected backend: dense, got {self.backend}"
+            )
         self._check_at_init()
         if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
             make_pruning(self.pruning)
@@ -178,6 +185,7 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
         evaluate_every=spec.evaluate_every,
         engine=engine,
         listener=listener,
+        groups=muon_groups if spec.optimizer.name == "muon" else None,
     )
 
 

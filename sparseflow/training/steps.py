@@ -186,8 +186,10 @@ class Training:
         )
 
     def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        decay = self.trainer.weight_decay
-        optimizer = self.trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
+        decay, groups = self.trainer.weight_decay, self.trainer.groups
+        if groups is None and decay:
+            groups = param_groups
+        optimizer = self.trainer.make_optimizer(list(model.parameters()) if groups is None else groups(model, decay))
         check_optimizer(optimizer, model)
         return optimizer
 

@@ -39,8 +39,9 @@ class Trainer:
 
     `model` is a module, or a function that makes one from torch's global RNG (needed by controls that draw new
     weights; it is called under the run's seed). `optimizer` takes parameters or groups: partial(torch.optim.Adam,
-    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only. `schedule` is the factor on the learning
-    rate at a step. `clip` bounds the gradient norm.
+    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only; `groups` makes other groups of a model and
+    that decay, such as `muon_groups`. `schedule` is the factor on the learning rate at a step. `clip` bounds the
+    gradient norm.
 
     A step is a batch of `batch_size` examples, cut into as many micro-batches as there are ranks times `accumulate`;
     each rank does its own, in order of the ranks. So two processes train, to the last bit, what one does that
@@ -66,6 +67,7 @@ class Trainer:
         accelerator: Accelerator | None = None,
         engine: EngineName = "ddp",
         listener: Listener | None = None,
+        groups: Callable[[nn.Module, float], list[dict[str, Any]]] | None = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
@@ -77,7 +79,7 @@ class Trainer:
             if not len(split):
                 raise ValueError(f"data: expected at least one example in the {name} split, got none")
         self.data = data
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.groups = optimizer, groups
         self.steps = steps
         self.seed = seed
         self.loss = loss
