@@ -42,8 +42,11 @@ if TYPE_CHECKING:
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
+    from sparseflow.training.erasure import erasure as erasure
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
+    from sparseflow.training.muon import Muon as Muon
+    from sparseflow.training.muon import muon_groups as muon_groups
     from sparseflow.training.proof import ProofError as ProofError
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
@@ -66,7 +69,9 @@ _HOMES = {
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control",),
+    "sparseflow.training.erasure": ("erasure",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
+    "sparseflow.training.muon": ("Muon", "muon_groups"),
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
     "sparseflow.training.shrink": ("shrink",),

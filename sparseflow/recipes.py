@@ -30,6 +30,7 @@ from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
+from sparseflow.training.muon import Muon, muon_groups
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.sign_in import SignIn
 from sparseflow.training.trainer import Listener, Trainer
@@ -37,6 +38,7 @@ from sparseflow.training.trainer import Listener, Trainer
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
     "sgd": torch.optim.SGD,
     "sign-in": SignIn,
 }
@@ -107,6 +109,11 @@ class Recipe(Strict):
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
         if self.stream is not None and self.backend not in ("auto", "stream"):
             raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
+        if self.training.optimizer.name == "muon" and self.backend != "dense":
+            raise ValueError(
+                "training.optimizer 'muon' combines elements of a weight, which short flat values do not allow: "
+                f"expected backend: dense, got {self.backend}"
+            )
         self._check_at_init()
         strong = make_strong(self.algorithm.name, self.algorithm.options)
         if strong is not None and self.controls.rounds:
@@ -200,6 +207,7 @@ def make_trainer(
         engine=engine,
         stream=None if recipe.stream is None else recipe.stream.streaming(folder, seed),
         listener=listener,
+        groups=muon_groups if spec.optimizer.name == "muon" else None,
     )
 
 
