@@ -20,7 +20,7 @@ from sparseflow.hardware.swap import hooked, pack_mask, put, to_dense, to_sparse
 from sparseflow.hardware.timings import Timings
 from sparseflow.hardware.workload import Kind, Workload
 
-__all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify"]
+__all__ = ["Candidate", "Plan", "Row", "densify", "plan", "remask", "sparsify", "workloads"]
 
 _STALE = "this plan cannot be replayed here: make a new one, or resume with --replan"
 
@@ -48,12 +48,8 @@ def plan(
             f"or name a backend: {', '.join(backends.available())}"
         )
     found = survey(model)
-    sites = {name: found.find(name, mask) for name, mask in masks.items()}
-    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
-        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
-    }
-    seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
-    works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
+    seen = _observe(found, model, masks, sample)
+    works = {name: _workload(found.find(name, mask), mask, seen[name]) for name, mask in masks.items()}
     flows = {name: one.flow for name, one in seen.items()}
     if backend != "auto":
         return Plan(route_to(backend, works, flows), found.left_dense)
@@ -61,6 +57,13 @@ def plan(
     rows = route(works, flows, timings, crossovers)
     timings.save()
     return Plan(rows, found.left_dense)
+
+
+def workloads(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample) -> dict[str, Workload]:
+    """What each masked layer computes in a training step on the sample; the model is not changed."""
+    found = survey(model)
+    seen = _observe(found, model, masks, sample)
+    return {name: _workload(found.find(name, mask), mask, seen[name]) for name, mask in masks.items()}
 
 
 # `sparsify` has an argument of that name.
@@ -127,6 +130,16 @@ def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
             model = put(model, site, to_dense(site, optimizer))
     restore_relus(model)
     return model
+
+
+def _observe(found: Survey, model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None) -> dict[str, Seen]:
+    sites = {name: found.find(name, mask) for name, mask in masks.items()}
+    if sample is None:
+        return {name: Seen() for name in sites}
+    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
+        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
+    }
+    return observe(model, sample, kinds)
 
 
 def _sparse_site(found: Survey, name: str, mask: Tensor) -> Site:
