@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sparseflow.cli_reproduce import reproduce
 from sparseflow.cli_theory import theory
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+app.command()(reproduce)
 app.command()(theory)
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]

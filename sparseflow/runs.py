@@ -9,8 +9,8 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket
 from sparseflow.files.commit import remove
 from sparseflow.hardware import backends
+from sparseflow.hardware.flops import LayerFlops, layer_flops
 from sparseflow.hardware.model import dense_state
 from sparseflow.hardware.sample import untouched
 from sparseflow.hardware.weights import weights_of
@@ -126,10 +127,12 @@ def make_local(spec: Named, say: Callable[[str], None] = lambda text: None) -> N
 
 @dataclass(frozen=True)
 class Task:
-    """What the report says of the data."""
+    """What the report says of the data, and of what a step on them costs when nothing is pruned."""
 
     kind: str
     input_shape: tuple[int, ...]
+    # Of a whole step, all micro-batches of all ranks.
+    flops: Mapping[str, LayerFlops] = field(default_factory=dict)
 
 
 def check(recipe: Recipe) -> Task:
@@ -154,7 +157,10 @@ def check(recipe: Recipe) -> Task:
             f"{trainer.data.input_shape} in {trainer.data.classes} classes: {error}; change model.options or "
             "data.options"
         ) from None
-    return Task(trainer.data.task, trainer.data.input_shape)
+    flops = layer_flops(trainer.model, everything, trainer.sample())
+    parts = trainer.accumulate * trainer.ranks.world
+    whole = {name: replace(layer, product=layer.product * parts) for name, layer in flops.items()}
+    return Task(trainer.data.task, trainer.data.input_shape, whole)
 
 
 def note_stop(run: Run, status: int, reason: str, step: int | None, seconds: float) -> None:
