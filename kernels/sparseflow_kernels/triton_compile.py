@@ -34,9 +34,6 @@ _TYPES = {
     torch.bool: "*i1",
 }
 _DIVISIBLE = 16
-# Bytes of stack that are no fault: the ptxas of Triton 3.8 and 3.9 sets one or two scalars aside before a loop, once,
-# to need no more registers than let another block run beside this one.
-_SET_ASIDE = 8
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ def faults(compiled: Compiled, chip: Chip, tensor_core: bool = False, itemsize: 
     `tensor_core`: it must use them. `itemsize`: it must read rows of numbers of so many bytes, 16 bytes at a time.
     """
     found = []
-    if compiled.stack > _SET_ASIDE:
+    if compiled.stack:
         found.append(f"{compiled.stack} bytes of stack: registers spill")
     if compiled.shared > chip.shared:
         found.append(f"{compiled.shared} bytes of shared memory; {chip.name} has {chip.shared}")

@@ -63,9 +63,9 @@ def test_too_much_shared_memory_is_found():
 
 def test_each_fault_stands_alone():
     chip = CHIPS["sm_80"]
-    good = Compiled(128, 8, 163 << 10, {16: 8, 2: 15}, "mma.sync")
+    good = Compiled(128, 0, 163 << 10, {16: 8, 2: 15}, "mma.sync")
     assert faults(good, chip, True, 2) == []
-    for change in ({"stack": 12}, {"shared": (163 << 10) + 1}, {"loads": {16: 8, 2: 16}}, {"tensor_core": None}):
+    for change in ({"stack": 8}, {"shared": (163 << 10) + 1}, {"loads": {16: 8, 2: 16}}, {"tensor_core": None}):
         assert len(faults(replace(good, **change), chip, True, 2)) == 1
 
 
