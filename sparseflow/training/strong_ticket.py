@@ -84,8 +84,9 @@ def strong_ticket(
     """Trains scores over the trainer's model as it was built, and returns the network found: its masks and its weights.
 
     It is the network of the early-stop step, the one whose test accuracy is in `provenance["metrics"]`. The trainer's
-    model becomes that network, dense with exact zeros. Optimizer, schedule and weight decay act on the scores alone.
-    With `records`, made with `first=1`, a stopped run resumes by the same call. ProofError where a weight has moved.
+    model becomes that network, dense with exact zeros, and trainable. Optimizer, schedule and weight decay act on the
+    scores alone. With `records`, made with `first=1`, a stopped run resumes by the same call. ProofError where a weight
+    has moved.
     """
     records = records or Records(None, first=1)
     if records.first != 1:
@@ -112,6 +113,7 @@ def _finish(
     network.load_state_dict(trained.early_state)
     masks, state = network.found()
     load_dense_state(network.body, state)
+    network.body.requires_grad_(True)
     trained = replace(trained, early_state=network.body.state_dict())
     about = {
         "algorithm": type(network.method).__name__.lower(),

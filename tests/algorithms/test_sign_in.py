@@ -112,7 +112,7 @@ def test_its_steps_are_those_of_sgd_on_m_and_w(momentum: float) -> None:
 
 def test_biases_and_dense_layers_have_plain_sgd() -> None:
     def steps(optimizer: Any, sparse: bool) -> list[Tensor]:
-        model, _masks = sparse_layer()
+        model, _ = sparse_layer()
         if not sparse:
             model = sf.densify(model)
         stepping = optimizer(model.parameters(), lr=0.1, momentum=0.9)
