@@ -133,7 +133,7 @@ def fetch_data(
 @app.command()
 def bench(
     file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; stream: modelled.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; or stream.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
