@@ -91,7 +91,7 @@ class TritonOp:
         else:
             tokens = self._tokens(x)
             y = tokens.output(multiply(part, self._layout.forward, values, *tokens.input(x), bias, relu))
-        return _in_order(y, feature_major)
+        return in_order(y, feature_major)
 
     def backward_fused(
         self, dy: Tensor, x: Tensor, y: Tensor | None, values: Tensor, need_dx: bool, need_dbias: bool
@@ -107,7 +107,7 @@ class TritonOp:
             return torch.empty_like(x) if need_dx else None, torch.zeros_like(values), dbias
         dx = self.input_gradient(passed, x, values) if need_dx else None
         dvalues = self.weight_gradient(passed, x, values)
-        return dx if dx is None else _in_order(dx, is_feature_major(x)), dvalues, dbias
+        return dx if dx is None else in_order(dx, is_feature_major(x)), dvalues, dbias
 
     def input_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
         """dx in whatever strides come of it, for a dy that is feature-major where this product is not dense."""
@@ -231,6 +231,11 @@ def through(dy: Tensor, y: Tensor | None, sparse: bool) -> Tensor:
     return passed
 
 
+def in_order(y: Tensor, major: bool) -> Tensor:
+    """y as a layer gives it on: feature-major, or contiguous."""
+    return to_feature_major(y) if major else y.contiguous()
+
+
 def _captures(x: Tensor) -> bool:
     """Whether what is launched on x goes into a CUDA graph."""
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
@@ -239,7 +244,3 @@ def _captures(x: Tensor) -> bool:
 @functools.cache
 def _parsed(layout: str) -> Layout:
     return Layout.parse(layout)
-
-
-def _in_order(y: Tensor, major: bool) -> Tensor:
-    return to_feature_major(y) if major else y.contiguous()
