@@ -36,10 +36,14 @@ if TYPE_CHECKING:
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.training import schedules as schedules
+    from sparseflow.training import sparse_ift as sparse_ift
     from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
+    from sparseflow.training.controls import train_ticket as train_ticket
+    from sparseflow.training.distillation import Distillation as Distillation
+    from sparseflow.training.distillation import distilled as distilled
     from sparseflow.training.erasure import erasure as erasure
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
@@ -63,7 +67,8 @@ _HOMES = {
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
-    "sparseflow.training.controls": ("train_control",),
+    "sparseflow.training.controls": ("train_control", "train_ticket"),
+    "sparseflow.training.distillation": ("Distillation", "distilled"),
     "sparseflow.training.erasure": ("erasure",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.muon": ("Muon", "muon_groups"),
@@ -80,6 +85,7 @@ _MODULES = {
     "integrations": "sparseflow.integrations",
     "models": "sparseflow.models",
     "schedules": "sparseflow.training.schedules",
+    "sparse_ift": "sparseflow.training.sparse_ift",
     "testing": "sparseflow.testing",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
