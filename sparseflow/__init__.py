@@ -38,10 +38,14 @@ if TYPE_CHECKING:
     from sparseflow.masks import Unstructured as Unstructured
     from sparseflow.masks.sign_in import sign_flips as sign_flips
     from sparseflow.training import schedules as schedules
+    from sparseflow.training import sparse_ift as sparse_ift
     from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
     from sparseflow.training.controls import train_control as train_control
+    from sparseflow.training.controls import train_ticket as train_ticket
+    from sparseflow.training.distillation import Distillation as Distillation
+    from sparseflow.training.distillation import distilled as distilled
     from sparseflow.training.erasure import erasure as erasure
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
@@ -68,7 +72,8 @@ _HOMES = {
     "sparseflow.masks.sign_in": ("sign_flips",),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
-    "sparseflow.training.controls": ("train_control",),
+    "sparseflow.training.controls": ("train_control", "train_ticket"),
+    "sparseflow.training.distillation": ("Distillation", "distilled"),
     "sparseflow.training.erasure": ("erasure",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.muon": ("Muon", "muon_groups"),
@@ -87,6 +92,7 @@ _MODULES = {
     "integrations": "sparseflow.integrations",
     "models": "sparseflow.models",
     "schedules": "sparseflow.training.schedules",
+    "sparse_ift": "sparseflow.training.sparse_ift",
     "testing": "sparseflow.testing",
     "theory": "sparseflow.theory",
 }

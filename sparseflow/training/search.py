@@ -136,7 +136,7 @@ def search(
         state = round.rewind_point if rewind == "weights" else dense_state(model)
         start = masked(state, masks_by_every_name(model, masks), model)
         with autocast():
-            chosen = plan_round(model, masks, backend, sample, records, index, launched)
+            chosen = plan_round(model, pruning.planned(model, masks), backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
         check_structure(model, launched)
         proof.prove_rewound(model, masks, start)
