@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    pass
+from sparseflow.cli_reproduce import reproduce
+from sparseflow.cli_theory import theory
 
 app = typer.Typer(
     help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
@@ -25,6 +25,9 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+app.command()(reproduce)
+app.command()(theory)
+
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]
 
 

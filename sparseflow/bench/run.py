@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sparseflow.bench.algorithms import algorithms
 from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
@@ -37,6 +38,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
     "stream": ("Models whose weights are in a store; private memory limited by RLIMIT_DATA", streaming),
+    "algorithms": ("Masks that change in training", lambda: algorithms(_BACKEND)),
     "distributed": ("Masks of a large model from its slices", distributed),
 }
 

@@ -26,6 +26,7 @@ from sparseflow.hardware.weights import keep, weights_of
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import shuffle_masks
 from sparseflow.training import proof
+from sparseflow.training.progress import Progress
 from sparseflow.training.records import Records, describe
 from sparseflow.training.seeds import derive
 from sparseflow.training.streaming import commit_weights, token_of
@@ -49,8 +50,27 @@ def train_control(
     for shuffle of a ticket whose round kept its trained weights: they are zero where the shuffled mask would look.
     """
     masks, state, start = _control(trainer, ticket, kind, rewind_point)
+    plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
+    records = records or Records(None)
     with _body(trainer) as model:
-        return _train(trainer, ticket, kind, model, masks, state, start, records or Records(None))
+        progress = records.progress(ticket.round, masks, trainer.seed, kind, token_of(model))
+        trained = _train(trainer, model, masks, state, start, plan, progress)
+        records.finish(ticket.round, {**describe(ticket.round, masks, plan, trained), "kind": kind}, trained, kind)
+    return trained
+
+
+def train_ticket(trainer: Trainer, ticket: Ticket) -> Trained:
+    """Trains a ticket again from its rewind point, on its own plan: under another loss, say, or on other data.
+
+    As in `train_control` the trainer holds the trained model afterwards. With the trainer of its search this repeats
+    what the search did, bit for bit.
+    """
+    plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
+    state = {name: tensor.to(weights_of(trainer.model).device) for name, tensor in ticket.rewind.items()}
+    start = ticket.provenance.get("rewind_to", 0) if ticket.round else 0
+    assert isinstance(start, int)
+    with _body(trainer) as model:
+        return _train(trainer, model, ticket.masks.to(weights_of(model).device), state, start, plan, None)
 
 
 @contextmanager
@@ -69,26 +89,22 @@ def _body(trainer: Trainer) -> Iterator[nn.Module]:
 
 def _train(
     trainer: Trainer,
-    ticket: Ticket,
-    kind: Kind,
     model: nn.Module,
     masks: Masks,
     state: dict[str, Tensor],
     start: int,
-    records: Records,
+    plan: Plan | None,
+    progress: Progress | None,
 ) -> Trained:
     load_dense_state(model, state)
-    plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
     if plan is not None:
         model = sparsify(model, masks, plan=plan)
     masked = masks_by_every_name(model, masks)
     expected = {n: torch.where(masked[n], t, 0.0) if n in masked else t for n, t in state.items()}
     proof.prove_rewound(model, masks, expected)
-    progress = records.progress(ticket.round, masks, trainer.seed, kind, token_of(model))
     trained = trainer.train(model, start=start, progress=progress)
     proof.prove_pruned(model, masks)
     trainer.model = model
-    records.finish(ticket.round, {**describe(ticket.round, masks, plan, trained), "kind": kind}, trained, kind)
     return trained
 
 

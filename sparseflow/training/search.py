@@ -21,6 +21,7 @@ from sparseflow.hardware.sample import Sample
 from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.masks import Masks
+from sparseflow.masks.sign_in import sign_flips
 from sparseflow.ranks import Ranks
 from sparseflow.training import proof
 from sparseflow.training.agreement import check_structure
@@ -73,7 +74,8 @@ def train_rounds(
         )
         if dynamic is not None and round.index:
             round.take_masks()
-        round.finish(describe(round.index, round.masks, round.plan, trained))
+        flips = sign_flips(round.start, dense_state(round.model), round.masks)
+        round.finish({**describe(round.index, round.masks, round.plan, trained), "sign_flips": flips})
         about = {"algorithm": algorithm, "seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to}
         ticket = round.ticket(about)
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
@@ -134,7 +136,7 @@ def search(
         state = round.rewind_point if rewind == "weights" else dense_state(model)
         start = masked(state, masks_by_every_name(model, masks), model)
         with autocast():
-            chosen = plan_round(model, masks, backend, sample, records, index, launched)
+            chosen = plan_round(model, pruning.planned(model, masks), backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
         check_structure(model, launched)
         proof.prove_rewound(model, masks, start)

@@ -43,8 +43,9 @@ class Trainer:
 
     `model` is a module, or a function that makes one from torch's global RNG (needed by controls that draw new
     weights; it is called under the run's seed). `optimizer` takes parameters or groups: partial(torch.optim.Adam,
-    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only. `schedule` is the factor on the learning
-    rate at a step. `clip` bounds the gradient norm.
+    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only; `groups` makes other groups of a model and
+    that decay, such as `muon_groups`. `schedule` is the factor on the learning rate at a step. `clip` bounds the
+    gradient norm.
 
     A step is a batch of `batch_size` examples, cut into as many micro-batches as there are ranks times `accumulate`;
     each rank does its own, in order of the ranks. So two processes train, to the last bit, what one does that
@@ -72,6 +73,7 @@ class Trainer:
         engine: EngineName = "ddp",
         stream: Streaming | None = None,
         listener: Listener | None = None,
+        groups: Callable[[nn.Module, float], list[dict[str, Any]]] | None = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
@@ -83,7 +85,7 @@ class Trainer:
             if not len(split):
                 raise ValueError(f"data: expected at least one example in the {name} split, got none")
         self.data = data
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.groups = optimizer, groups
         self.steps = steps
         self.seed = seed
         self.loss = loss
@@ -190,8 +192,10 @@ class Trainer:
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
         """A fresh optimizer of a model. `ValueError` where it turns out to be another one's."""
-        decay = self.weight_decay
-        optimizer = self.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
+        decay, groups = self.weight_decay, self.groups
+        if groups is None and decay:
+            groups = param_groups
+        optimizer = self.make_optimizer(list(model.parameters()) if groups is None else groups(model, decay))
         check_optimizer(optimizer, model)
         return optimizer
 
