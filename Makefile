@@ -2,6 +2,7 @@
 #   make demo     find a lottery ticket and prove it, about four minutes on two cores
 #   make test     lint and all tests, with the time of each area
 #   make bench    the promises about speed and memory, measured here
+#   make reproduce   claims of papers, checked: about half an hour; writes docs/reproduction.md
 #   make soak     what takes longer
 # SEEDS=3,4 picks the demo's seeds. TORCH=torch==2.11.0 takes another torch; SYSTEM=1 uses the one already installed.
 
@@ -12,7 +13,7 @@ SEEDS ?=
 BIN := $(VENV)/bin
 SETUP = PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" SYSTEM="$(SYSTEM)" sh tools/setup.sh
 
-.PHONY: setup demo test lint bench soak clean
+.PHONY: setup demo test lint bench reproduce soak clean
 
 setup: $(VENV)/.ready-all
 
@@ -37,6 +38,9 @@ lint: $(VENV)/.ready-all
 
 bench: $(VENV)/.ready-bench
 	$(BIN)/sparseflow bench
+
+reproduce: $(VENV)/.ready-base
+	$(BIN)/sparseflow reproduce --out docs
 
 soak: $(VENV)/.ready-all
 	$(BIN)/python tools/soak.py

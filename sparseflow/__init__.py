@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sparseflow import data as data
     from sparseflow import integrations as integrations
     from sparseflow import models as models
+    from sparseflow import theory as theory
     from sparseflow.files import SparseFormatError as SparseFormatError
     from sparseflow.files import Ticket as Ticket
     from sparseflow.files import Weights as Weights
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
+    from sparseflow.masks.sign_in import sign_flips as sign_flips
     from sparseflow.training import schedules as schedules
     from sparseflow.training import sparse_ift as sparse_ift
     from sparseflow.training.at_init import prune_at_init as prune_at_init
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from sparseflow.training.pruning import prune as prune
     from sparseflow.training.round import Round as Round
     from sparseflow.training.shrink import shrink as shrink
+    from sparseflow.training.sign_in import SignIn as SignIn
+    from sparseflow.training.strong_ticket import strong_ticket as strong_ticket
     from sparseflow.training.trainer import Trainer as Trainer
     from sparseflow.training.verdict import verdict as verdict
     from sparseflow.training.wiring import channels as channels
@@ -65,6 +69,7 @@ _HOMES = {
     "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.masks.sign_in": ("sign_flips",),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
     "sparseflow.training.controls": ("train_control", "train_ticket"),
@@ -75,6 +80,8 @@ _HOMES = {
     "sparseflow.training.proof": ("ProofError",),
     "sparseflow.training.pruning": ("prune",),
     "sparseflow.training.shrink": ("shrink",),
+    "sparseflow.training.sign_in": ("SignIn",),
+    "sparseflow.training.strong_ticket": ("strong_ticket",),
     "sparseflow.training.trainer": ("Trainer",),
     "sparseflow.training.verdict": ("verdict",),
     "sparseflow.training.wiring": ("channels",),
@@ -87,6 +94,7 @@ _MODULES = {
     "schedules": "sparseflow.training.schedules",
     "sparse_ift": "sparseflow.training.sparse_ift",
     "testing": "sparseflow.testing",
+    "theory": "sparseflow.theory",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

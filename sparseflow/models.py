@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from sparseflow.kan import kan as kan
 from sparseflow.resolve import call, choose
 
 
@@ -70,6 +71,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
     "resnet20": resnet20,
     "gpt": gpt,
+    "kan": kan,
 }
 
 

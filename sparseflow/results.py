@@ -13,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 
 import sparseflow
+from sparseflow.algorithms import make_dynamic
 from sparseflow.files import Ticket, save
 from sparseflow.recipes import Recipe
+from sparseflow.replay import wafer_step
 from sparseflow.report import write_report
 from sparseflow.runs import Run, Task, metrics_of, trained_rounds, worker_threads
 from sparseflow.training.records import write_json
+from sparseflow.training.search_cost import search_cost
+from sparseflow.training.success import success
 from sparseflow.training.verdict import ARMS, verdict
 
 
@@ -41,7 +45,7 @@ def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
 
 def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     """result.json of a finished run: everything its seeds recorded, and the verdict."""
-    recipe = run.recipe
+    recipe, last = run.recipe, run.recipe.pruning.rounds
     rounds: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     plans: dict[str, Any] = {}
@@ -54,7 +58,8 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
                 controls.append({"seed": seed, **metrics_of(records.metrics(number, kind))})
         numbered = [records.plan(number) for number in range(recipe.pruning.rounds + 1)]
         plans[str(seed)] = [None if one is None else one.to_json() for one in numbered]
-    verdicts = [_verdict(run, number) for number in recipe.controls.rounds or [recipe.pruning.rounds]]
+    numbers = recipe.controls.rounds or [recipe.pruning.rounds]
+    verdicts = [_verdict(run, number) for number in numbers]
     return {
         "sparseflow": sparseflow.__version__,
         "name": recipe.name,
@@ -70,18 +75,39 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
         "controls": controls,
         "verdict": verdicts[-1],
         "verdicts": verdicts,
+        "wafer": None if recipe.stream is None else wafer_step(recipe, run.records(recipe.seeds[0]).ticket(last).masks),
+        "search": _search(run, task, numbers[-1], rounds),
     }
 
 
 def _verdict(run: Run, number: int) -> dict[str, Any]:
+    density = metrics_of(run.records(run.recipe.seeds[0]).metrics(number))["density"]
+    return {"round": number, "density": density, **verdict(_arms(run, number)).to_json()}
+
+
+def _arms(run: Run, number: int) -> dict[str, list[NDArray[np.float32]]]:
     arms = {}
     for arm in ARMS:
         kind, at = {"ticket": ("round", number), "dense": ("round", 0)}.get(arm, (arm, number))
         every = [run.records(seed) for seed in run.recipe.seeds]
         if all(records.metrics(at, kind) is not None for records in every):
             arms[arm] = [records.scores(at, kind) for records in every]
-    density = metrics_of(run.records(run.recipe.seeds[0]).metrics(number))["density"]
-    return {"round": number, "density": density, **verdict(arms).to_json()}
+    return arms
+
+
+def _search(run: Run, task: Task, number: int, rounds: list[dict[str, Any]]) -> dict[str, Any]:
+    """What finding the tickets of that round cost, and how often there was one."""
+    recipe, steps = run.recipe, run.recipe.training.steps
+    method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, steps)
+    settled = method is None or method.settled == 0
+    costs = [
+        search_cost(
+            [one for one in rounds if one["seed"] == seed], number, steps, task.flops, method is not None, settled
+        )
+        for seed in recipe.seeds
+    ]
+    found = success(recipe.seeds, _arms(run, number), rounds)
+    return {"round": number, "costs": [cost.to_json() for cost in costs], "success": found.to_json()}
 
 
 def _machine(recipe: Recipe) -> dict[str, Any]:

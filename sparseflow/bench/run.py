@@ -18,6 +18,7 @@ from sparseflow.bench.machine import describe_machine, load_average
 from sparseflow.bench.memory import memory
 from sparseflow.bench.search import search
 from sparseflow.bench.startup import startup
+from sparseflow.bench.streaming import streaming
 from sparseflow.bench.versus_dense import convs, lenet, mlps, whole_models
 from sparseflow.bench.versus_peers import peers
 
@@ -36,6 +37,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
     "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
+    "stream": ("Models whose weights are in a store; private memory limited by RLIMIT_DATA", streaming),
     "algorithms": ("Masks that change in training", lambda: algorithms(_BACKEND)),
     "distributed": ("Masks of a large model from its slices", distributed),
 }

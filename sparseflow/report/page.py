@@ -22,6 +22,7 @@ from sparseflow.report.result import (
     state_ratio,
     step_seconds,
 )
+from sparseflow.report.search_words import search_in_words, search_table
 from sparseflow.report.tables import (
     Table,
     interval_table,
@@ -75,6 +76,8 @@ def _contents(run: Result, masks: MasksByRound, input_shape: tuple[int, ...]) ->
         "cost": _cost_in_words(run),
         "cards": _cards(run, verdict_round),
         "figures": _figures(run),
+        "search": None if run.search is None else search_in_words(run.search),
+        "search_costs": None if run.search is None else search_table(run.search),
         "wafer": _wafer(run),
         "intervals": interval_table(run.verdict.comparisons) if run.verdict is not None else None,
         "rounds": round_table(run),

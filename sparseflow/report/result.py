@@ -87,6 +87,47 @@ class WaferStep(_Record):
     systems: int = 1
 
 
+class Amount(_Record):
+    """FLOPs, which are counted, and seconds; or ratios of them. None: not known."""
+
+    flops: float | None = None
+    seconds: float | None = None
+
+
+class SearchCost(_Record):
+    """What one seed's search took: see `training.search_cost`, whose names these are."""
+
+    seed: int
+    search: Amount
+    dense: Amount
+    ticket: Amount
+    inference: float
+    in_dense_trainings: Amount
+    saved: Amount
+    pays_after: Amount
+
+
+class Success(_Record):
+    """How the seeds did one by one: see `training.success`."""
+
+    verdicts: dict[int, VerdictValue]
+    rate: float
+    expected_density: float | None = None
+
+
+class Search(_Record):
+    """What finding the tickets of a round cost, and how often there was one."""
+
+    round: int
+    costs: list[SearchCost]
+    success: Success
+
+    def mean(self, measure: Callable[[SearchCost], float | None]) -> float | None:
+        """The mean over seeds; None where one of them does not have it."""
+        values = [value for cost in self.costs if (value := measure(cost)) is not None]
+        return sum(values) / len(values) if values and len(values) == len(self.costs) else None
+
+
 class Result(_Record):
     """A run. The plan maps each seed to the plans of its rounds. `wafer` is for runs on the backend `stream`."""
 
@@ -102,6 +143,7 @@ class Result(_Record):
     plan: dict[str, list[RoundPlan | None]] = {}
     controls: list[Control] = []
     verdict: RoundVerdict | None = None
+    search: Search | None = None
     wafer: WaferStep | None = None
 
 

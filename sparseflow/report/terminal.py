@@ -16,6 +16,7 @@ from sparseflow.report.result import (
     read_result,
     step_seconds,
 )
+from sparseflow.report.search_words import search_in_words
 from sparseflow.report.words import MISSING, Row, accuracy_percent, headline, number, percent, selected, times
 
 _ROWS_SHOWN = 7
@@ -31,6 +32,8 @@ def summary(result: Mapping[str, object]) -> str:
     lines = [f"{run.name}: {headline(run.verdict)}"]
     if run.verdict is not None:
         lines.append(run.verdict.reason)
+    if run.search is not None:
+        lines += search_in_words(run.search)
     if not run.rounds:
         return "\n".join([*lines, "No round has finished."])
     table = _table(run)

@@ -1,0 +1,43 @@
+"""`sparseflow reproduce`: claims of papers, checked here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def reproduce(
+    rows: Annotated[
+        list[str] | None, typer.Argument(help="Rows of the table, such as 7 or 10a; without any, all.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where the table is kept and written.")] = Path("runs/reproduction"),
+    work: Annotated[Path, typer.Option(help="Where searches that rows share are kept.")] = Path("runs/reproduction"),
+    fast: Annotated[bool, typer.Option("--fast", help="Only rows that are exact and take seconds.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Other seeds, as in 4,5,6.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Check published claims: the paper's, our check, tolerance, seeds and result. Status 1 where one is missed."""
+    from sparseflow.reproduction.claims import find_claims
+    from sparseflow.reproduction.table import line, reproduce_all
+
+    claims = [claim for claim in find_claims(rows or []) if claim.fast or not fast]
+    found = reproduce_all(
+        claims, out, work, _seeds(seeds), show=lambda result: None if as_json else typer.echo(line(result))
+    )
+    if as_json:
+        typer.echo(json.dumps([asdict(one) for one in found], indent=2))
+    else:
+        typer.echo(f"table: {out / 'reproduction.md'}")
+    if any(one.status == "missed" for one in found):
+        raise typer.Exit(1)
+
+
+def _seeds(text: str | None) -> list[int]:
+    try:
+        return [] if text is None else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds: expected numbers such as 4,5,6, got {text!r}") from None

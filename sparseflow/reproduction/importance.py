@@ -1,0 +1,52 @@
+"""Row 19: importance within layers: what it does not see, and what tickets it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sparseflow.masks.importance import Importance
+from sparseflow.masks.overlap import overlap_of
+from sparseflow.masks.select import prune_tensors
+from sparseflow.reproduction.outcome import Outcome
+from sparseflow.reproduction.searches import LENET
+from sparseflow.reproduction.short import short_search
+from sparseflow.reproduction.tickets import RATE
+
+_BY: tuple[Importance | None, ...] = (None, "l1", "l2", "minmax", "softmax")
+_BLIND = ("l1", "l2", "minmax")
+
+
+def scale(seeds: Sequence[int], folder: Path) -> Outcome:
+    """Row 19a: which masks change when a layer is scaled."""
+    changed: set[str] = set()
+    for seed in seeds:
+        generator = torch.Generator().manual_seed(seed)
+        weights = {name: torch.randn(shape, generator=generator) for name, shape in LENET.items()}
+        # A power of two would be exact for every rule; 7 rounds.
+        scaled = {**weights, "fc2.weight": 7 * weights["fc2.weight"].double()}
+        for by in _BY:
+            pair = [prune_tensors(one, density=0.1, importance=by) for one in (_double(weights), _double(scaled))]
+            if pair[0].digest != pair[1].digest:
+                changed.add(by or "magnitude")
+    holds = changed == {"magnitude", "softmax"}
+    return Outcome(holds, f"changed: {', '.join(sorted(changed)) or 'none'}; not: {', '.join(_BLIND)}")
+
+
+def tickets(seeds: Sequence[int], folder: Path) -> Outcome:
+    """Row 19b: tickets by magnitude, L1 and L2 from one initialisation."""
+    shown, holds = [], True
+    for seed in seeds:
+        found = {by or "magnitude": short_search(seed, rate=RATE, importance=by, floor=1) for by in _BY[:3]}
+        accuracies = [one.accuracy for one in found.values()]
+        shared = overlap_of([one.masks for one in found.values()])
+        holds = holds and max(accuracies) - min(accuracies) <= 1.0 and shared.over_chance > 1
+        each = ", ".join(f"{name} {one.accuracy:.2f}" for name, one in found.items())
+        shown.append(f"{each} %; all three share {shared.of_kept:.1%} of a ticket, {shared.over_chance:.1f} × chance")
+    return Outcome(holds, "; ".join(shown))
+
+
+def _double(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.double() for name, tensor in weights.items()}

@@ -1,0 +1,97 @@
+"""The table of reproductions: runs checks, keeps what they found, and writes docs/reproduction.md from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from sparseflow.reproduction.claims import CLAIMS, Claim
+from sparseflow.training.records import write_json
+
+Status = Literal["holds", "missed", "open"]
+KEPT = "reproduction.json"
+PAGE = "reproduction.md"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of a row. `open`: it was not run, or what it needs is not there."""
+
+    row: str
+    status: Status
+    measured: str
+    seeds: tuple[int, ...] = ()
+    seconds: float = 0.0
+
+
+def reproduce(claim: Claim, folder: Path, seeds: Sequence[int] = ()) -> Result:
+    """Runs one check, by its own seeds or those given. Searches that it shares with others are kept in `folder`."""
+    if claim.missing:
+        return Result(claim.row, "open", f"needs {', '.join(claim.missing)}")
+    chosen = tuple(seeds) if seeds and claim.seeds else claim.seeds
+    began = time.perf_counter()
+    outcome = claim.load()(chosen, folder)
+    status: Status = "holds" if outcome.holds else "missed"
+    return Result(claim.row, status, outcome.measured, chosen, time.perf_counter() - began)
+
+
+def reproduce_all(
+    claims: Sequence[Claim], out: Path, folder: Path, seeds: Sequence[int] = (), show: Callable[[Result], None] = print
+) -> list[Result]:
+    """Runs the checks and lays what they found over what `out` holds; the page is written after each of them."""
+    out.mkdir(parents=True, exist_ok=True)
+    found = []
+    for claim in claims:
+        result = reproduce(claim, folder, seeds)
+        found.append(result)
+        known = {**read_results(out), result.row: result}
+        write_json(out / KEPT, {row: asdict(one) for row, one in known.items()})
+        (out / PAGE).write_text(page(known), encoding="utf-8")
+        show(result)
+    return found
+
+
+def read_results(out: Path) -> dict[str, Result]:
+    """What a folder holds, by row; nothing where it has no table yet."""
+    path = out / KEPT
+    if not path.exists():
+        return {}
+    return {row: Result(**{**one, "seeds": tuple(one["seeds"])}) for row, one in json.loads(path.read_text()).items()}
+
+
+def page(results: Mapping[str, Result]) -> str:
+    """The whole table in Markdown; rows without a result stand as open."""
+    rows = [_row(claim, results.get(claim.row) or Result(claim.row, "open", "not run")) for claim in CLAIMS]
+    counts = {status: sum(f"| {status} |" in row for row in rows) for status in ("holds", "**missed**", "open")}
+    head = [
+        "# Reproduction",
+        "",
+        "Claims of papers, checked on small networks. `make reproduce` runs all rows and writes this page,",
+        "`sparseflow reproduce 7 12` runs some. Misses are shown as misses. Data and steps are not the papers', so that",
+        "only the pattern is checked, never an absolute accuracy. Gaps are paired by seed: means, in brackets each seed.",
+        "",
+        f"{counts['holds']} hold, {counts['**missed**']} missed, {counts['open']} open; torch {torch.__version__}.",
+        "",
+        "| row | the paper's claim | our check | tolerance | seeds | measured | result | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join([*head, *rows, ""])
+
+
+def line(result: Result) -> str:
+    """One row for the terminal."""
+    return f"{result.row:>4}  {result.status:<7}  {result.seconds:>7.1f} s  {result.measured}"
+
+
+def _row(claim: Claim, result: Result) -> str:
+    status = "**missed**" if result.status == "missed" else result.status
+    seeds = ", ".join(map(str, result.seeds)) or "–"
+    seconds = "–" if result.status == "open" else f"{result.seconds:.1f}"
+    cells = [claim.row, claim.paper, claim.check, claim.tolerance, seeds, result.measured, status, seconds]
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,121 @@
+"""The table of reproductions: exact rows hold, wrong variants are missed, and what is not there stays open."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import CommandLine
+
+from sparseflow.masks import importance
+from sparseflow.masks.dynamic import RigL
+from sparseflow.reproduction import searches, table
+from sparseflow.reproduction.claims import CLAIMS, find_claims
+from sparseflow.reproduction.outcome import Outcome, points
+from sparseflow.reproduction.table import Result, page, read_results, reproduce, reproduce_all
+from sparseflow.training import pruning, synflow
+from sparseflow.training.round import Round
+
+FAST = [claim for claim in CLAIMS if claim.fast]
+
+
+@pytest.mark.parametrize("claim", FAST, ids=lambda claim: claim.row)
+def test_an_exact_row_holds(claim: table.Claim, tmp_path: Path) -> None:
+    result = reproduce(claim, tmp_path, [1])
+    assert result.status == ("open" if claim.missing else "holds"), result.measured
+
+
+def test_every_check_exists_and_every_row_is_there_once() -> None:
+    assert all(callable(claim.load()) for claim in CLAIMS)
+    rows = [claim.row for claim in CLAIMS]
+    assert len(set(rows)) == len(rows)
+    assert {int(row.rstrip("ab")) for row in rows} == set(range(1, 22))
+
+
+def test_another_rounding_misses_the_schedule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(searches, "ROUND_7", [49_327, 6_292, 480])
+    assert not searches.schedule((), tmp_path).holds
+
+
+def test_a_rewind_point_shared_with_the_model_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = Round.after
+
+    def trap(self: Round, *arguments: object) -> Round:
+        made = right(self, *arguments)  # type: ignore[arg-type]
+        return replace(made, start={name: tensor * (1 + 1e-6) for name, tensor in made.start.items()})
+
+    monkeypatch.setattr(Round, "after", trap)
+    assert not searches.invariants([1], tmp_path).holds
+
+
+def test_synflow_at_once_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (claim,) = find_claims(["12"])
+    original = pruning.prune_repeatedly
+
+    def once(*arguments: object, iterations: int, **named: object) -> object:
+        return original(*arguments, iterations=1, **named)  # type: ignore[arg-type]
+
+    assert synflow.ITERATIONS == 100
+    monkeypatch.setattr(pruning, "prune_repeatedly", once)
+    assert reproduce(claim, tmp_path).status == "missed"
+
+
+def test_importance_that_sees_the_scale_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(importance._RULES, "l1", lambda scores: scores)
+    (claim,) = find_claims(["19a"])
+    assert reproduce(claim, tmp_path).status == "missed"
+
+
+def test_rigl_that_loses_weights_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    right = RigL.update
+
+    def trap(self: RigL, *arguments: object) -> object:
+        masks = dict(right(self, *arguments))  # type: ignore[arg-type]
+        masks["fc1.weight"] = masks["fc1.weight"].clone()
+        masks["fc1.weight"][tuple(masks["fc1.weight"].nonzero()[0])] = False
+        return masks
+
+    monkeypatch.setattr(RigL, "update", trap)
+    (claim,) = find_claims(["21"])
+    result = reproduce(claim, tmp_path)
+    assert result.status == "missed" and "RigL's counts: no" in result.measured
+
+
+def test_what_is_not_there_stays_open(tmp_path: Path) -> None:
+    result = reproduce(replace(CLAIMS[0], needs=("sparseflow.masks", "sparseflow.no.such")), tmp_path)
+    assert result.status == "open" and result.measured == "needs sparseflow.no.such"
+
+
+def test_the_table_keeps_what_earlier_runs_found(tmp_path: Path) -> None:
+    shown: list[Result] = []
+    reproduce_all(find_claims(["13"]), tmp_path, tmp_path, show=shown.append)
+    reproduce_all(find_claims(["1"]), tmp_path, tmp_path, show=shown.append)
+    assert [one.row for one in shown] == ["13", "1"]
+    assert set(read_results(tmp_path)) == {"1", "13"}
+    text = (tmp_path / "reproduction.md").read_text()
+    assert f"2 hold, 0 missed, {len(CLAIMS) - 2} open; torch {torch.__version__}." in text
+    assert text.count("\n| ") == len(CLAIMS) + 1 and text.count("| not run | open |") == len(CLAIMS) - 2
+
+
+def test_a_miss_is_shown_as_one() -> None:
+    text = page({"3": Result("3", "missed", points([0.1, -0.5]), (1, 2), 3.0)})
+    assert "| 1, 2 | -0.20 (+0.10, -0.50) | **missed** | 3.0 |" in text and "0 hold, 1 missed" in text
+    # A bar would end the cell.
+    assert "\\|mean\\| ≤ 0.7 points" in text
+
+
+def test_rows_are_found_with_and_without_their_letter() -> None:
+    assert [claim.row for claim in find_claims(["10", "7b"])] == ["10a", "10b", "7b"]
+    with pytest.raises(ValueError, match="no row '22' to reproduce; rows: 1, 2, 3"):
+        find_claims(["22"])
+
+
+def test_the_command_says_what_it_found(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    sparseflow = CommandLine(monkeypatch, capfd)
+    done = sparseflow("reproduce", "13", "--out", tmp_path)
+    assert done.status == 0 and "holds" in done.out and (tmp_path / "reproduction.md").exists()
+    monkeypatch.setattr("sparseflow.reproduction.at_init.erk", lambda seeds, folder: Outcome(False, "off"))
+    assert sparseflow("reproduce", "13", "--out", tmp_path).status == 1
+    assert sparseflow("reproduce", "13", "--out", tmp_path, "--seeds", "x").status == 2
