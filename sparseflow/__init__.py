@@ -35,10 +35,15 @@ if TYPE_CHECKING:
     from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
+    from sparseflow.masks.overlap import overlap_of as overlap_of
+    from sparseflow.masks.overlap import sign_agreement as sign_agreement
     from sparseflow.training import schedules as schedules
     from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
+    from sparseflow.training.connectivity import barrier as barrier
+    from sparseflow.training.connectivity import stability as stability
+    from sparseflow.training.connectivity import suggested_step as suggested_step
     from sparseflow.training.controls import train_control as train_control
     from sparseflow.training.lottery import imp as imp
     from sparseflow.training.lottery import rounds as rounds
@@ -58,8 +63,10 @@ _HOMES = {
     "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.masks.overlap": ("overlap_of", "sign_agreement"),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
+    "sparseflow.training.connectivity": ("barrier", "stability", "suggested_step"),
     "sparseflow.training.controls": ("train_control",),
     "sparseflow.training.lottery": ("Round", "imp", "rounds"),
     "sparseflow.training.proof": ("ProofError",),
