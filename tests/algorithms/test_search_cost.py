@@ -68,7 +68,7 @@ def test_a_search_is_all_trainings_before_the_ticket() -> None:
     # 1 + 0.9 (0.8 + 0.64) of a dense training; the rounds were rewound to step 10.
     assert found.in_dense_trainings.flops == pytest.approx(1 + 0.9 * (0.8 + 0.64))
     assert found.in_dense_trainings.seconds == pytest.approx(3)
-    assert found.ticket.flops == pytest.approx(0.9 * 0.51 * found.dense.flops)
+    assert (found.ticket / found.dense).flops == pytest.approx(0.9 * 0.51)
     assert found.inference == pytest.approx(0.51)
     # Equal seconds save nothing: never paid back by time.
     assert found.saved.seconds == 0 and found.pays_after.seconds is None
@@ -83,7 +83,7 @@ def test_the_dense_network_was_found_for_nothing() -> None:
 def test_masks_that_change_in_training_are_found_by_it() -> None:
     trained = [network(0, 100), network(1, 10)]
     constant = search_cost(trained, 1, 100, LAYERS, dynamic=True, settled=True)
-    assert constant.search.flops == 0 and constant.ticket.flops == pytest.approx(0.1 * constant.dense.flops)
+    assert constant.search.flops == 0 and (constant.ticket / constant.dense).flops == pytest.approx(0.1)
     # How dense it was on the way is not on record.
     gradual = search_cost(trained, 1, 100, LAYERS, dynamic=True, settled=False)
     assert gradual.ticket.flops is None and gradual.saved.flops is None and gradual.ticket.seconds == 10.0
