@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseflow as sf
 from sparseflow.hardware.flops import LayerFlops, example_flops, layer_flops, step_flops
@@ -127,3 +128,18 @@ def test_the_report_says_both() -> None:
     assert row[-2:] == ["1.2 trainings by FLOPs, 2.0 trainings by time", "undecided"]
     shown = summary({"name": "x", "task": "classification", "rounds": [], "search": content})
     assert words[0] in shown and words[1] in shown
+
+
+@pytest.mark.parametrize("kind", ["lenet", "convolutions"])
+def test_torch_counts_as_many_for_a_dense_step(kind: str) -> None:
+    if kind == "lenet":
+        model, x = sf.models.lenet_300_100(), torch.randn(7, 784)
+    else:
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten())
+        model.append(nn.Linear(24, 3))
+        x = torch.randn(5, 2, 8, 8)
+    layers = layer_flops(model, full(model), x)
+    total = {name: mask.numel() for name, mask in full(model).items()}
+    with FlopCounterMode(display=False) as counted:
+        torch.autograd.backward(model(x).sum())
+    assert step_flops(layers, total, total) == counted.get_total_flops()
