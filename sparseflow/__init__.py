@@ -36,12 +36,17 @@ if TYPE_CHECKING:
     from sparseflow.masks import Block as Block
     from sparseflow.masks import Masks as Masks
     from sparseflow.masks import Unstructured as Unstructured
+    from sparseflow.masks.overlap import overlap_of as overlap_of
+    from sparseflow.masks.overlap import sign_agreement as sign_agreement
     from sparseflow.masks.sign_in import sign_flips as sign_flips
     from sparseflow.training import schedules as schedules
     from sparseflow.training import sparse_ift as sparse_ift
     from sparseflow.training.at_init import prune_at_init as prune_at_init
     from sparseflow.training.connection import broken_layer as broken_layer
     from sparseflow.training.connection import check_connected as check_connected
+    from sparseflow.training.connectivity import barrier as barrier
+    from sparseflow.training.connectivity import stability as stability
+    from sparseflow.training.connectivity import suggested_step as suggested_step
     from sparseflow.training.controls import train_control as train_control
     from sparseflow.training.controls import train_ticket as train_ticket
     from sparseflow.training.distillation import Distillation as Distillation
@@ -69,9 +74,11 @@ _HOMES = {
     "sparseflow.hardware.streaming.model": ("stream", "stream_of"),
     "sparseflow.hardware.traffic": ("charge",),
     "sparseflow.masks": ("NM", "Block", "Masks", "Unstructured"),
+    "sparseflow.masks.overlap": ("overlap_of", "sign_agreement"),
     "sparseflow.masks.sign_in": ("sign_flips",),
     "sparseflow.training.at_init": ("prune_at_init",),
     "sparseflow.training.connection": ("broken_layer", "check_connected"),
+    "sparseflow.training.connectivity": ("barrier", "stability", "suggested_step"),
     "sparseflow.training.controls": ("train_control", "train_ticket"),
     "sparseflow.training.distillation": ("Distillation", "distilled"),
     "sparseflow.training.erasure": ("erasure",),

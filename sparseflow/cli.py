@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -27,6 +27,13 @@ app = typer.Typer(
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 app.command()(reproduce)
 app.command()(theory)
+
+
+class Compared(Protocol):
+    """What `compare` prints, as text or as JSON."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]
 
@@ -92,15 +99,22 @@ def inspect(
 
 @app.command()
 def compare(
-    first: Annotated[Path, typer.Argument(help="A finished run's folder.")],
-    second: Annotated[Path, typer.Argument(help="Another one of the same network.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one network; two or more.")],
+    barrier: Annotated[
+        bool, typer.Option("--barrier", help="Also look between the first two on a straight line.")
+    ] = False,
+    stability: Annotated[
+        str | None, typer.Option(help="Of one run: rewind steps to try, as in 0,100,500. Trains two copies from each.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hold two runs against each other: data order, counts, overlap of masks, losses and verdicts."""
-    from sparseflow.comparison import compare_runs
-
-    found = compare_runs(first, second)
-    typer.echo(json.dumps(found.to_json()) if as_json else str(found))
+    """Hold runs against each other: data order, counts, verdicts; what their tickets share, beside chance."""
+    with _own_output():
+        found = _compare(runs, barrier, stability)
+    if as_json:
+        typer.echo(json.dumps({key: value for one in found for key, value in one.to_json().items()}))
+    else:
+        typer.echo("\n\n".join(map(str, found)))
 
 
 @app.command()
@@ -263,6 +277,22 @@ def _run(
             raise
     result = results.finish(found, task, started)
     return folder, result
+
+
+def _compare(runs: list[Path], barrier: bool, stability: str | None) -> list[Compared]:
+    from sparseflow.comparison import compare_runs
+    from sparseflow.ticket_map import map_tickets, stability_of
+
+    if stability is not None:
+        if len(runs) != 1 or not all(step.isdigit() for step in stability.split(",")):
+            raise ValueError(
+                f"--stability: expected one run and steps such as 0,100,500, got {len(runs)} runs and {stability!r}"
+            )
+        return [stability_of(runs[0], [int(step) for step in stability.split(",")])]
+    if len(runs) < 2:
+        raise ValueError("compare: expected two runs or more, got 1; for one alone, try --stability 0,100,500")
+    pairwise = [compare_runs(*runs)] if len(runs) == 2 else []
+    return [*pairwise, map_tickets(runs, barrier)]
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from sparseflow.recipes import Recipe
 from sparseflow.replay import wafer_step
 from sparseflow.report import write_report
 from sparseflow.runs import Run, Task, metrics_of, trained_rounds, worker_threads
+from sparseflow.training.instruments import Instruments, instruments
 from sparseflow.training.records import write_json
 from sparseflow.training.search_cost import search_cost
 from sparseflow.training.success import success
@@ -77,6 +78,7 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
         "verdicts": verdicts,
         "wafer": None if recipe.stream is None else wafer_step(recipe, run.records(recipe.seeds[0]).ticket(last).masks),
         "search": _search(run, task, numbers[-1], rounds),
+        "instruments": _instruments(run).to_json(),
     }
 
 
@@ -108,6 +110,13 @@ def _search(run: Run, task: Task, number: int, rounds: list[dict[str, Any]]) -> 
     ]
     found = success(recipe.seeds, _arms(run, number), rounds)
     return {"round": number, "costs": [cost.to_json() for cost in costs], "success": found.to_json()}
+
+
+def _instruments(run: Run) -> Instruments:
+    """Of the last round's tickets, whose weights are kept."""
+    last = run.recipe.pruning.rounds
+    every = [run.records(seed) for seed in run.recipe.seeds]
+    return instruments([records.ticket(last) for records in every], [records.early(last).state for records in every])
 
 
 def _machine(recipe: Recipe) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import yaml
 from markupsafe import Markup
 
 from sparseflow.report import figures
+from sparseflow.report.instrument_words import erasure_table, shared_in_words
 from sparseflow.report.mask_pictures import MasksByRound, input_pictures, mask_pictures
 from sparseflow.report.result import (
     Result,
@@ -78,6 +79,8 @@ def _contents(run: Result, masks: MasksByRound, input_shape: tuple[int, ...]) ->
         "figures": _figures(run),
         "search": None if run.search is None else search_in_words(run.search),
         "search_costs": None if run.search is None else search_table(run.search),
+        "erased": None if run.instruments is None else erasure_table(run.instruments),
+        "seeds_share": "" if run.instruments is None else shared_in_words(run.instruments),
         "wafer": _wafer(run),
         "intervals": interval_table(run.verdict.comparisons) if run.verdict is not None else None,
         "rounds": round_table(run),

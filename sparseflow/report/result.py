@@ -128,6 +128,30 @@ class Search(_Record):
         return sum(values) / len(values) if values and len(values) == len(self.costs) else None
 
 
+class Erased(_Record):
+    """How much a layer still knows of its start: see `training.erasure`."""
+
+    correlation: float
+    flips: float
+    change: float
+
+
+class Shared(_Record):
+    """What the seeds' masks share: see `masks.overlap`."""
+
+    shared: float
+    of_kept: float
+    chance: float
+    layered: float
+
+
+class Instruments(_Record):
+    """Measures of the last round's tickets."""
+
+    erased: dict[str, Erased] = {}
+    shared: Shared | None = None
+
+
 class Result(_Record):
     """A run. The plan maps each seed to the plans of its rounds. `wafer` is for runs on the backend `stream`."""
 
@@ -144,6 +168,7 @@ class Result(_Record):
     controls: list[Control] = []
     verdict: RoundVerdict | None = None
     search: Search | None = None
+    instruments: Instruments | None = None
     wafer: WaferStep | None = None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparseflow import models
 from sparseflow.hardware.model import dense_state, dense_weights
 from sparseflow.masks.allocation import erk_densities
+from sparseflow.masks.criteria import Criterion
 from sparseflow.masks.dynamic import random_masks
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import prune_tensors, shuffle_masks
@@ -134,15 +135,16 @@ _Data = tuple[Tensor, Tensor]
 
 
 def _worst(
-    seed: int, measure: Callable[[nn.Module, _Data], Tensor], score: Callable[..., object], signed: bool
+    seed: int,
+    measure: Callable[[nn.Module, _Data], Tensor],
+    score: Callable[[nn.Module, _Data], Criterion],
+    signed: bool,
 ) -> float:
     """The largest relative distance of a score from the slope that central differences find."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).double()
     data = torch.randn(30, 6, dtype=torch.float64), torch.arange(30) % 3
-    criterion = score(model, data)
-    assert callable(criterion)
-    scores = criterion(dense_weights(model), 0).tensors
+    scores = score(model, data)(dense_weights(model), 0).tensors
     worst = 0.0
     for name, place in (("0.weight", (0, 0)), ("0.weight", (3, 4)), ("2.weight", (1, 2)), ("2.weight", (2, 7))):
         slope = _slope(model.get_parameter(name), place, lambda: float(measure(model, data)))

@@ -62,7 +62,7 @@ def _momentum(seed: int) -> bool:
     optimizer = _SGD(model.parameters())
     for _ in range(2):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(torch.randn(20, 12)), torch.arange(20) % 3).backward()
+        torch.autograd.backward(torch.nn.functional.cross_entropy(model(torch.randn(20, 12)), torch.arange(20) % 3))
         optimizer.step()
     before = _momenta(model, optimizer)
     new = _random(model, 0.5, generator)

@@ -90,8 +90,8 @@ def _recovered(a: Tensor, w: Tensor, beta_a: Tensor, beta_w: Tensor) -> Tensor:
         error = torch.where(w > 0, (a * w - 1) / 2, 0.0)
         return -(beta_a**2 + 4 * a**2).sqrt() * error * w, -(beta_w**2 + 4 * w**2).sqrt() * error * a
 
-    h = 0.005
-    for _ in range(20_000):
+    h = 0.02
+    for _ in range(2_500):
         k1 = flow(a, w)
         k2 = flow(a + h / 2 * k1[0], w + h / 2 * k1[1])
         k3 = flow(a + h / 2 * k2[0], w + h / 2 * k2[1])

@@ -72,9 +72,10 @@ def page(results: Mapping[str, Result]) -> str:
     head = [
         "# Reproduction",
         "",
-        "Claims of papers, checked on small networks. `make reproduce` runs all rows and writes this page,",
-        "`sparseflow reproduce 7 12` runs some. Misses are shown as misses. Data and steps are not the papers', so that",
-        "only the pattern is checked, never an absolute accuracy. Gaps are paired by seed: means, in brackets each seed.",
+        "Claims of papers, checked on small networks. `make reproduce` runs all rows and writes this page;",
+        "`sparseflow reproduce 7 12` runs some. Misses are shown as misses. Data and steps are not the papers', so",
+        "that only patterns are checked, never an absolute accuracy. Gaps are paired by seed: the mean, in brackets",
+        "each seed.",
         "",
         f"{counts['holds']} hold, {counts['**missed**']} missed, {counts['open']} open; torch {torch.__version__}.",
         "",

@@ -99,11 +99,12 @@ def _search(seed: int, kept: Path) -> Measured:
     theta_0 = dense_state(trainer.model)
     arms: dict[str, dict[str, float]] = {}
     controls: dict[int, Kind] = {MIDDLE: "reinit", ROUNDS: "shuffle"}
+    at_once = Masks({})
     for ticket in imp(trainer, rounds=ROUNDS, **layerwise(1)):
         assert trainer.last is not None
-        arms["dense" if ticket.round == 0 else f"ticket-{ticket.round}"] = _arm(trainer.last)
+        arms[f"ticket-{ticket.round}" if ticket.round else "dense"] = _arm(trainer.last)
         if ticket.round == 0:
-            at_once: Masks = prune(trainer.model, **layerwise(ROUNDS))
+            at_once = prune(trainer.model, **layerwise(ROUNDS))
         if ticket.round in controls:
             kind = controls[ticket.round]
             arms[f"{kind}-{ticket.round}"] = _arm(train_control(trainer, ticket, kind, theta_0))

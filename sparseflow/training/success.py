@@ -37,7 +37,7 @@ class Success:
 def success(seeds: Sequence[int], arms: Mapping[str, ArrayLike], trained: Sequence[Mapping[str, Any]]) -> Success:
     """`arms` as in `verdict`, a row a seed; `trained`: what is on record of the rounds of all seeds."""
     rows = {arm: np.asarray(scores) for arm, scores in arms.items()}
-    own = {
+    own: dict[int, VerdictValue] = {
         seed: verdict({arm: scores[row : row + 1] for arm, scores in rows.items()}).value
         for row, seed in enumerate(seeds)
     }

@@ -37,7 +37,7 @@ def test_another_rounding_misses_the_schedule(monkeypatch: pytest.MonkeyPatch, t
     assert not searches.schedule((), tmp_path).holds
 
 
-def test_a_rewind_point_shared_with_the_model_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_rewind_that_is_not_exact_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     right = Round.after
 
     def trap(self: Round, *arguments: object) -> Round:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import sparseflow as sf
 from sparseflow.hardware.flops import LayerFlops, example_flops, layer_flops, step_flops
@@ -68,7 +69,7 @@ def test_a_search_is_all_trainings_before_the_ticket() -> None:
     # 1 + 0.9 (0.8 + 0.64) of a dense training; the rounds were rewound to step 10.
     assert found.in_dense_trainings.flops == pytest.approx(1 + 0.9 * (0.8 + 0.64))
     assert found.in_dense_trainings.seconds == pytest.approx(3)
-    assert found.ticket.flops == pytest.approx(0.9 * 0.51 * found.dense.flops)
+    assert (found.ticket / found.dense).flops == pytest.approx(0.9 * 0.51)
     assert found.inference == pytest.approx(0.51)
     # Equal seconds save nothing: never paid back by time.
     assert found.saved.seconds == 0 and found.pays_after.seconds is None
@@ -83,7 +84,7 @@ def test_the_dense_network_was_found_for_nothing() -> None:
 def test_masks_that_change_in_training_are_found_by_it() -> None:
     trained = [network(0, 100), network(1, 10)]
     constant = search_cost(trained, 1, 100, LAYERS, dynamic=True, settled=True)
-    assert constant.search.flops == 0 and constant.ticket.flops == pytest.approx(0.1 * constant.dense.flops)
+    assert constant.search.flops == 0 and (constant.ticket / constant.dense).flops == pytest.approx(0.1)
     # How dense it was on the way is not on record.
     gradual = search_cost(trained, 1, 100, LAYERS, dynamic=True, settled=False)
     assert gradual.ticket.flops is None and gradual.saved.flops is None and gradual.ticket.seconds == 10.0
@@ -127,3 +128,18 @@ def test_the_report_says_both() -> None:
     assert row[-2:] == ["1.2 trainings by FLOPs, 2.0 trainings by time", "undecided"]
     shown = summary({"name": "x", "task": "classification", "rounds": [], "search": content})
     assert words[0] in shown and words[1] in shown
+
+
+@pytest.mark.parametrize("kind", ["lenet", "convolutions"])
+def test_torch_counts_as_many_for_a_dense_step(kind: str) -> None:
+    if kind == "lenet":
+        model, x = sf.models.lenet_300_100(), torch.randn(7, 784)
+    else:
+        model = nn.Sequential(nn.Conv2d(2, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3), nn.Flatten())
+        model.append(nn.Linear(24, 3))
+        x = torch.randn(5, 2, 8, 8)
+    layers = layer_flops(model, full(model), x)
+    total = {name: mask.numel() for name, mask in full(model).items()}
+    with FlopCounterMode(display=False) as counted:
+        torch.autograd.backward(model(x).sum())
+    assert step_flops(layers, total, total) == counted.get_total_flops()
