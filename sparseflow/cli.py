@@ -14,6 +14,7 @@ from typing import Annotated, Any, Protocol
 import typer
 
 from sparseflow.cli_reproduce import reproduce
+from sparseflow.cli_theory import theory
 
 app = typer.Typer(
     help="Training of sparse networks that gets cheaper as they get sparser, and the search for lottery tickets.",
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 app.command()(reproduce)
+app.command()(theory)
 
 
 class Compared(Protocol):
@@ -145,7 +147,7 @@ def fetch_data(
 @app.command()
 def bench(
     file: Annotated[Path | None, typer.Argument(help="With --json: write it here, and print text.")] = None,
-    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; stream: modelled.")] = "cpu",
+    backend: Annotated[str, typer.Option(help="cpu; triton: its kernels on a GPU; or stream.")] = "cpu",
     only: Annotated[list[str] | None, typer.Option(help="A group of figures to measure; repeatable.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write all samples here, as JSON.")] = None,
     validate: Annotated[bool, typer.Option("--validate", help="stream: hold the model against publications.")] = False,
@@ -153,17 +155,17 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Measure the promises about speed and memory on this machine; status 1 where one is missed."""
-    if backend == "stream":
-        _bench_stream(validate, workload, out or file, as_json and file is None)
-        return
-    if validate or workload is not None:
-        raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
     from sparseflow.bench import bench_of
 
     if file is not None and not as_json:
         raise ValueError(f"expected --json before {str(file)!r}: sparseflow bench --json FILE")
-    measure = bench_of(backend)
     targets = [path for path in (file, out) if path is not None]
+    if validate or workload is not None:
+        if backend != "stream":
+            raise ValueError(f"--validate and --workload go with --backend stream, got --backend {backend}")
+        _predict(validate, workload, targets, as_json and file is None)
+        return
+    measure = bench_of(backend)
 
     def save(found: dict[str, Any]) -> None:
         for path in targets:
@@ -300,12 +302,12 @@ def _own_output() -> Iterator[None]:
         yield
 
 
-def _bench_stream(validate: bool, workload: Path | None, out: Path | None, as_json: bool) -> None:
+def _predict(validate: bool, workload: Path | None, targets: list[Path], as_json: bool) -> None:
     from sparseflow.bench.stream import bench_stream
 
     found = bench_stream(validate, workload)
-    if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+    for path in targets:
+        path.write_text(json.dumps(found, indent=2) + "\n")
     typer.echo(json.dumps(found) if as_json else found["text"])
 
 

@@ -14,17 +14,19 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
+from sparseflow.kan import kan as kan
 from sparseflow.resolve import call, choose
 
 
-def lenet_300_100(inputs: int = 784, classes: int = 10) -> nn.Module:
+def lenet_300_100(inputs: int = 784, classes: int = 10, width: float = 1.0) -> nn.Module:
     """LeNet-300-100: three linear layers, 266,200 prunable weights for 784 inputs and 10 classes.
 
     Flattens its input. Initialised as in Frankle & Carbin, 2019 (arXiv:1803.03635): Glorot normal, truncated
-    at two standard deviations; biases zero.
+    at two standard deviations; biases zero. With `width` the two hidden layers have so many times their units.
     """
-    _require_positive(inputs=inputs, classes=classes)
-    return LeNet(inputs, classes)
+    hidden, last_hidden = round(300 * width), round(100 * width)
+    _require_positive(inputs=inputs, classes=classes, hidden=hidden, last_hidden=last_hidden)
+    return LeNet(inputs, hidden, last_hidden, classes)
 
 
 def resnet20(classes: int = 10, channels: int = 1, width: int = 16) -> nn.Module:
@@ -69,17 +71,18 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet_300_100": lenet_300_100,
     "resnet20": resnet20,
     "gpt": gpt,
+    "kan": kan,
 }
 
 
 class LeNet(nn.Module):
     """See `lenet_300_100`."""
 
-    def __init__(self, inputs: int, classes: int) -> None:
+    def __init__(self, inputs: int, hidden: int, last_hidden: int, classes: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(inputs, 300)
-        self.fc2 = nn.Linear(300, 100)
-        self.fc3 = nn.Linear(100, classes)
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, last_hidden)
+        self.fc3 = nn.Linear(last_hidden, classes)
         for layer in (self.fc1, self.fc2, self.fc3):
             # Cutting a normal at two standard deviations shrinks its own by this factor.
             std = sqrt(2 / (layer.in_features + layer.out_features)) / 0.87962566

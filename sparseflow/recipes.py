@@ -20,22 +20,27 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from torch import nn
 
 from sparseflow import data, models
-from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic, make_strong
 from sparseflow.recipe_pruning import Named as Named
 from sparseflow.recipe_pruning import PruningSpec as PruningSpec
 from sparseflow.recipe_pruning import Strict
 from sparseflow.recipe_pruning import make_pruning as make_pruning
+from sparseflow.recipe_stream import StreamSpec
 from sparseflow.resolve import call, choose
 from sparseflow.training import schedules
 from sparseflow.training.controls import Kind
 from sparseflow.training.engines import EngineName
+from sparseflow.training.muon import Muon, muon_groups
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.sign_in import SignIn
 from sparseflow.training.trainer import Listener, Trainer
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
+    "muon": Muon,
     "sgd": torch.optim.SGD,
+    "sign-in": SignIn,
 }
 
 
@@ -77,6 +82,8 @@ class Recipe(Strict):
     controls: ControlSpec = ControlSpec()
     seeds: list[int] = Field([1], min_length=1)
     backend: str = "auto"
+    # Train with sf.stream: weights and optimizer state live in a store.
+    stream: StreamSpec | None = None
     # Seeds that run side by side, a process each, and the threads that each of them uses.
     workers: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
@@ -100,8 +107,19 @@ class Recipe(Strict):
             )
         if "shuffle" in self.controls.kinds and self.controls.rounds and self.pruning.rewind != "weights":
             raise ValueError("controls.kinds: shuffle needs pruning.rewind: weights")
+        if self.stream is not None and self.backend not in ("auto", "stream"):
+            raise ValueError(f"backend: expected auto or stream, since the recipe has stream, got {self.backend!r}")
+        if self.training.optimizer.name == "muon" and self.backend != "dense":
+            raise ValueError(
+                "training.optimizer 'muon' combines elements of a weight, which short flat values do not allow: "
+                f"expected backend: dense, got {self.backend}"
+            )
         self._check_at_init()
-        if make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps) is None:
+        strong = make_strong(self.algorithm.name, self.algorithm.options)
+        if strong is not None and self.controls.rounds:
+            raise ValueError(f"controls: algorithm {self.algorithm.name!r} trains no weights that a control could take")
+        dynamic = make_dynamic(self.algorithm.name, self.algorithm.options, self.training.steps)
+        if dynamic is None and strong is None:
             make_pruning(self.pruning)
         elif self.pruning.model_copy(update={"param_filter": None}) != _ONE_ROUND:
             name = self.algorithm.name
@@ -112,7 +130,8 @@ class Recipe(Strict):
         spec = self.pruning
         if first_round(self.algorithm.name) and (spec.rounds, spec.rewind, spec.rewind_to) != (1, "weights", 0):
             raise ValueError(
-                "algorithm 'prune-at-init' prunes once, before training: expected pruning.rounds: 1 and no rewind, got "
+                f"algorithm {self.algorithm.name!r} prunes once, no weight being trained before it: expected "
+                "pruning.rounds: 1 and no rewind, got "
                 f"rounds={spec.rounds}, rewind={spec.rewind}, rewind_to={spec.rewind_to}"
             )
 
@@ -159,8 +178,17 @@ def available_recipes() -> dict[str, Path]:
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
 
 
-def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, engine: EngineName = "ddp") -> Trainer:
-    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist."""
+def make_trainer(
+    recipe: Recipe,
+    seed: int,
+    listener: Listener | None = None,
+    engine: EngineName = "ddp",
+    folder: Path | None = None,
+) -> Trainer:
+    """The trainer of a recipe for one seed. `ValueError` or `TypeError` for names and options that do not exist.
+
+    folder: the run's, for a recipe that streams; without one, it streams from memory.
+    """
     spec = recipe.training
     optimizer, schedule = _optimizer(spec.optimizer), _schedule(spec)
     task = data.load(recipe.data.name, recipe.data.options)
@@ -177,7 +205,9 @@ def make_trainer(recipe: Recipe, seed: int, listener: Listener | None = None, en
         accumulate=spec.accumulate,
         evaluate_every=spec.evaluate_every,
         engine=engine,
+        stream=None if recipe.stream is None else recipe.stream.streaming(folder, seed),
         listener=listener,
+        groups=muon_groups if spec.optimizer.name == "muon" else None,
     )
 
 

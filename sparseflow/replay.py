@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparseflow.hardware.plan import Plan, plan
+from torch import Tensor
+
+from sparseflow.hardware.plan import Plan, plan, workloads
 from sparseflow.hardware.traffic import Charge, charge
 from sparseflow.recipes import Recipe, make_trainer
 from sparseflow.training.pruning import prune
@@ -57,6 +59,17 @@ def plan_recipe(recipe: Recipe, density: float, fresh: bool = False) -> Plan:
     allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
     masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
     return plan(trainer.model, masks, trainer.sample(), recipe.backend, fresh)
+
+
+def wafer_step(recipe: Recipe, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What the machine model of a wafer needs to know of a recipe's step with these masks: see `report.WaferStep`."""
+    from sparseflow.hardware.wafer import network_of
+
+    trainer = make_trainer(recipe, recipe.seeds[0])
+    sample = trainer.sample()
+    network = network_of(workloads(trainer.model, masks, sample), len(sample))
+    systems = 1 if recipe.stream is None else recipe.stream.systems
+    return {"network": network.to_json(), "batch": recipe.training.batch_size, "systems": systems}
 
 
 def charge_recipe(recipe: Recipe, made: Plan, world: int) -> Charge:

@@ -16,6 +16,7 @@ import sparseflow
 from sparseflow.algorithms import make_dynamic
 from sparseflow.files import Ticket, save
 from sparseflow.recipes import Recipe
+from sparseflow.replay import wafer_step
 from sparseflow.report import write_report
 from sparseflow.runs import Run, Task, metrics_of, trained_rounds, worker_threads
 from sparseflow.training.instruments import Instruments, instruments
@@ -45,7 +46,7 @@ def finish(run: Run, task: Task, started: float) -> dict[str, Any]:
 
 def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
     """result.json of a finished run: everything its seeds recorded, and the verdict."""
-    recipe = run.recipe
+    recipe, last = run.recipe, run.recipe.pruning.rounds
     rounds: list[dict[str, Any]] = []
     controls: list[dict[str, Any]] = []
     plans: dict[str, Any] = {}
@@ -75,6 +76,7 @@ def collect(run: Run, task: Task, seconds: float) -> dict[str, Any]:
         "controls": controls,
         "verdict": verdicts[-1],
         "verdicts": verdicts,
+        "wafer": None if recipe.stream is None else wafer_step(recipe, run.records(recipe.seeds[0]).ticket(last).masks),
         "search": _search(run, task, numbers[-1], rounds),
         "instruments": _instruments(run).to_json(),
     }

@@ -18,7 +18,7 @@ import torch
 import yaml
 
 from sparseflow import data
-from sparseflow.algorithms import first_round, make_dynamic
+from sparseflow.algorithms import first_round, make_dynamic, make_strong
 from sparseflow.atomic import atomic_write
 from sparseflow.files import Ticket
 from sparseflow.files.commit import remove
@@ -26,6 +26,7 @@ from sparseflow.hardware import backends
 from sparseflow.hardware.flops import LayerFlops, layer_flops
 from sparseflow.hardware.model import dense_state
 from sparseflow.hardware.sample import untouched
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks import Masks
 from sparseflow.ranks import ALONE, Ranks, current
 from sparseflow.recipes import Named, Recipe, make_pruning, make_trainer, read_recipe
@@ -37,6 +38,7 @@ from sparseflow.training.lottery import train_dynamic
 from sparseflow.training.pruning import Start, prunable_weights
 from sparseflow.training.records import Records, write_json
 from sparseflow.training.search import train_rounds
+from sparseflow.training.strong_ticket import strong_ticket
 from sparseflow.training.trainer import Listener, Stopped, Trainer
 
 
@@ -139,11 +141,12 @@ def check(recipe: Recipe) -> Task:
     if recipe.backend != "auto":
         backends.get(recipe.backend)
     weights = prunable_weights(trainer.model, recipe.pruning.param_filter)
-    everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, trainer.device)
-    method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
-    prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
-    evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
-    prunes.check(trainer.model, everything, evidence)
+    everything = Masks.ones({name: weight.shape for name, weight in weights.items()}, weights_of(trainer.model).device)
+    if make_strong(recipe.algorithm.name, recipe.algorithm.options) is None:
+        method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, trainer.steps)
+        prunes = make_pruning(recipe.pruning, trainer) if method is None else Start(method, recipe.pruning.param_filter)
+        evidence = Evidence(trainer.batches(recipe.pruning.batches), trainer.loss, dense_state(trainer.model))
+        prunes.check(trainer.model, everything, evidence)
     x, y = (tensor.to(trainer.device) for tensor in trainer.data.train.batch(torch.arange(2)))
     try:
         with torch.no_grad(), untouched(trainer.model):
@@ -201,8 +204,17 @@ def run_seed(
         "kind": "round",
         "round": max(records.first, records.finished_rounds()),
     }
-    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine)
+    trainer = make_trainer(recipe, seed, lambda event: listener({**about, **event}), engine, run.folder)
     trainer.should_stop = should_stop
+    try:
+        _train(trainer, recipe, seed, records, listener, about)
+    finally:
+        trainer.close()
+
+
+def _train(
+    trainer: Trainer, recipe: Recipe, seed: int, records: Records, listener: Listener, about: dict[str, Any]
+) -> None:
     for ticket in _tickets(trainer, recipe, seed, records):
         listener({"seed": seed, "kind": "round", "event": "trained", **metrics_of(ticket.provenance["metrics"])})
         about["round"] = ticket.round + 1
@@ -221,10 +233,17 @@ def run_seed(
 
 def _tickets(trainer: Trainer, recipe: Recipe, seed: int, records: Records) -> Iterator[Ticket]:
     spec, algorithm = recipe.pruning, recipe.algorithm
+    strong = make_strong(algorithm.name, algorithm.options)
+    if strong is not None:
+        yield strong_ticket(trainer, strong, param_filter=spec.param_filter, records=records)
+        return
     method = make_dynamic(algorithm.name, algorithm.options, trainer.steps)
     if method is not None:
-        return train_dynamic(trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records)
-    return train_rounds(
+        yield from train_dynamic(
+            trainer, method, backend=recipe.backend, param_filter=spec.param_filter, records=records
+        )
+        return
+    yield from train_rounds(
         trainer,
         replace(make_pruning(spec, trainer), seed=seed),
         records,

@@ -156,7 +156,7 @@ def test_every_model_follows_the_seed_and_trains_all_its_parameters(
             "lenet",
             {},
             ValueError,
-            r"did you mean 'lenet_300_100'\? available: gpt, lenet_300_100, module:function",
+            r"did you mean 'lenet_300_100'\? available: gpt, kan, lenet_300_100, module:function",
         ),
         ("resnet20", {"widht": 4}, ValueError, "no option of resnet20 'widht'; did you mean 'width'"),
         ("resnet20", {"width": 0}, ValueError, "width must be at least 1, got 0"),

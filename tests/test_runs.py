@@ -227,7 +227,8 @@ def test_resnet20_runs_two_rounds(tmp_path: Path, small_fashion: None) -> None:
     assert all(int(ticket.rewind["bn1.num_batches_tracked"]) == 1 for ticket in tickets)
 
 
-def test_gpt_runs_two_rounds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["gpt", "gpt_stream"])
+def test_gpt_runs_two_rounds(tmp_path: Path, recipe: str) -> None:
     text = tmp_path / "text.txt"
     text.write_text("a rose is a rose is a rose; so are two lips, and three.\n" * 40)
     overrides = [
@@ -236,9 +237,35 @@ def test_gpt_runs_two_rounds(tmp_path: Path) -> None:
         "training.schedule.options={warmup: 1}",
         f"data.options={{path: {text}, context: 16}}",
     ]
-    tickets = two_rounds("gpt", tmp_path / "run", overrides)
+    tickets = two_rounds(recipe, tmp_path / "run", overrides)
     assert [round(ticket.density, 2) for ticket in tickets] == [1.0, 0.7, 0.49]
     assert all(name.startswith("blocks.") for name in tickets[2].masks)
+
+
+def test_lenet_streams_what_it_computes_in_memory(tmp_path: Path) -> None:
+    overrides = ["data=digits", "model.options={inputs: 64}", "threads=1"]
+    streamed = two_rounds("lenet_stream", tmp_path / "run", overrides)
+    dense = two_rounds("lenet_stream", tmp_path / "dense", [*overrides, "stream=null", "backend=dense"])
+    assert [ticket.masks.digest for ticket in streamed] == [ticket.masks.digest for ticket in dense]
+    losses = [
+        [(ticket.provenance["metrics"]["test_loss"]) for ticket in tickets]  # type: ignore[index]
+        for tickets in (streamed, dense)
+    ]
+    assert losses[0] == losses[1]
+    assert (tmp_path / "run" / "store" / "seed-1" / "MANIFEST.json").exists()
+
+
+def test_a_streamed_run_goes_on_after_a_signal(
+    tmp_path: Path, sparseflow: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["run", "digits", *settings(stream="{}", training__optimizer="{name: adam, lr: 0.0012}")]
+    assert sparseflow(*arguments, "--out", tmp_path / "whole").status == 0
+    with monkeypatch.context() as patched:
+        signal_at_event(patched, 5)
+        assert sparseflow(*arguments, "--out", tmp_path / "run").status == 75
+    assert sparseflow(*arguments, "--out", tmp_path / "run", "--resume").status == 0
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert "modelled" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_change_of_the_recipe_is_named(reference: Path, sparseflow: CommandLine) -> None:

@@ -26,7 +26,7 @@ from sparseflow_kernels.triton_slices import slices
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Of slices. The first stands for all of them where only defaults are asked for.
-_GATHER_HEIGHTS = (64, 8, 16, 32, 128)
+_GATHER_HEIGHTS = (64, 16, 32, 128)
 _SIZE, _TOKENS, _LINES, _MULTIPROCESSORS = 512, 8192, 8, 132
 
 

@@ -17,7 +17,8 @@ from triton.runtime import JITFunction
 from sparseflow_kernels.triton_device import divisor
 from sparseflow_kernels.triton_lines import Lines
 from sparseflow_kernels.triton_panel_jit import panel_spmm_kernel
-from sparseflow_kernels.triton_panels import CHUNK, Panels
+from sparseflow_kernels.triton_panels import CHUNK, STEP, Panels
+from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_spmm import MOST_TOKENS
 
 
@@ -32,6 +33,13 @@ class PanelConfig:
     depth: int
     warps: int
     stages: int
+
+    def __post_init__(self) -> None:
+        check_powers(self, "tokens", "warps")
+        check_least(self, 1, "stages")
+        # Panels end with a whole step, and begin steps with a whole chunk: weights are read without a look at the end.
+        if self.depth not in (CHUNK, STEP):
+            raise ValueError(f"depth: expected {CHUNK} or {STEP}, got {self.depth}")
 
     def shared(self, height: int) -> int:
         """Bytes of shared memory that it may take."""

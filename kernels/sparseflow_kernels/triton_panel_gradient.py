@@ -18,6 +18,7 @@ from sparseflow_kernels.triton_lines import Lines
 from sparseflow_kernels.triton_panel import check_panels, is_interpreted
 from sparseflow_kernels.triton_panel_jit import panel_sddmm_kernel
 from sparseflow_kernels.triton_panels import Panels
+from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel
 
 
@@ -32,6 +33,10 @@ class PanelGradientConfig:
     tokens: int
     warps: int
     stages: int
+
+    def __post_init__(self) -> None:
+        check_powers(self, "slots", "tokens", "warps")
+        check_least(self, 1, "stages")
 
     def shared(self, height: int) -> int:
         """Bytes of shared memory that it may take: of steps under way, or of the product on its way out."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sparseflow_kernels.triton_device import divisor, threads_of_warp
 from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_sddmm_jit import add_parts_kernel, sddmm_kernel
 from sparseflow_kernels.triton_slices import Slices
 from sparseflow_kernels.triton_spmm import check_product
@@ -34,11 +35,17 @@ class SddmmConfig:
     tokens: int
     part: int
 
+    def __post_init__(self) -> None:
+        check_powers(self, "lanes", "steps", "tokens")
+        check_least(self, 1, "part")
+
     def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
         """Warps of a program that has that many lanes; `threads`: of a warp."""
         return max(1, lanes * self.tokens * itemsize // (16 * threads))
 
 
+# Numbers of all partial sums together, at most: a quarter of a gigabyte.
+_SCRATCH = 1 << 26
 # By bytes of a number of x.
 DEFAULT = {size: SddmmConfig(32, 16, 64 // size, 4096 // size) for size in (4, 2)}
 # The interpreter takes about as long for a large tile as for a small one.
@@ -79,7 +86,7 @@ def sddmm(
     config = config or (DEFAULT[x.itemsize] if x.device.type == "cuda" else INTERPRETED)
     tokens = min(config.tokens, 1 << max(lines.run - 1, 0).bit_length())
     tiles = lines.count * -(-lines.run // tokens)
-    parts = max(1, -(-tiles * tokens // config.part))
+    parts = max(1, min(-(-tiles * tokens // config.part), _SCRATCH // max(nnz, 1)))
     sums = x.new_empty(parts, nnz, dtype=torch.float32 if parts > 1 else dtype)
     if nnz == 0:
         return sums[0]

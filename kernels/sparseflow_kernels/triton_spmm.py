@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sparseflow_kernels.triton_device import divisor, multiprocessors, threads_of_warp
 from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_slices import Slices
 from sparseflow_kernels.triton_spmm_jit import add_pieces_kernel, spmm_kernel
 
@@ -38,6 +39,11 @@ class SpmmConfig:
     rows: int = 1
     programs: int = 0
     share: int = 1
+
+    def __post_init__(self) -> None:
+        check_powers(self, "lanes", "tokens", "repeat", "rows")
+        check_least(self, 0, "programs")
+        check_least(self, 1, "share")
 
     def warps(self, lanes: int, itemsize: int, threads: int = 32) -> int:
         """Warps of a program that has that many lanes; `threads`: of a warp."""
@@ -173,13 +179,16 @@ def _launch(
 
 def _add_pieces(slices: Slices, pieces: Tensor, bias: Tensor | None, relu: bool, y: Tensor) -> None:
     tokens = 1024
-    add_pieces_kernel[(-(-y.shape[1] // tokens), slices.split_rows.shape[0])](
+    tiles = -(-y.shape[1] // tokens)
+    # One axis: a GPU's second one ends at 65535, and there may be more rows than that, or more tiles.
+    add_pieces_kernel[(tiles * slices.split_rows.shape[0],)](
         pieces,
         slices.split_rows,
         slices.split_starts,
         pieces if bias is None else bias,
         y,
         y.shape[1],
+        tiles,
         TOKENS=tokens,
         BIAS=bias is not None,
         RELU=relu,

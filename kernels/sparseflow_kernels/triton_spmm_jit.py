@@ -52,17 +52,18 @@ def spmm_kernel(
 
 @jit
 def add_pieces_kernel(
-    pieces, split_rows, split_starts, bias, y, tokens,
+    pieces, split_rows, split_starts, bias, y, tokens, tiles,
     TOKENS: tl.constexpr, BIAS: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
     """One program: TOKENS tokens of one split row, its pieces added in order."""
-    row = tl.load(split_rows + tl.program_id(1)).to(tl.int64)
-    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    number = tl.program_id(0) // tiles
+    row = tl.load(split_rows + number).to(tl.int64)
+    token = tl.program_id(0) % tiles * TOKENS + tl.arange(0, TOKENS)
     inside = token < tokens
     sums = tl.zeros((TOKENS,), dtype=tl.float32)
-    piece = tl.load(split_starts + tl.program_id(1))
+    piece = tl.load(split_starts + number)
     pieces += piece.to(tl.int64) * tokens
-    for _ in range(piece, tl.load(split_starts + tl.program_id(1) + 1)):
+    for _ in range(piece, tl.load(split_starts + number + 1)):
         sums += tl.load(pieces + token, mask=inside, other=0.0)
         pieces += tokens
     if BIAS:

@@ -121,9 +121,9 @@ def parse_config(kind: type[_C], text: str) -> _C:
     try:
         found = {name: int(number) for name, _, number in (part.partition("=") for part in text.split(","))}
         return kind(**found)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError) as error:
         names = ",".join(f"{one.name}=N" for one in fields(kind))
-        raise ValueError(f"expected a configuration such as {names}, got {text!r}") from None
+        raise ValueError(f"expected a configuration such as {names}, got {text!r}: {error}") from None
 
 
 def density_bucket(density: float) -> float:

@@ -31,8 +31,18 @@ def bench_of(backend: str) -> Bench:
     """The bench of a backend. `ValueError` for one that has none."""
     if backend == "cpu":
         return run_bench
+    if backend == "stream":
+        return _stream_bench
     if backend == "triton":
         from sparseflow.bench.gpu.run import run_gpu_bench
 
         return run_gpu_bench
     raise ValueError(f"no bench of a backend {backend!r}; choose from: cpu, stream, triton")
+
+
+def _stream_bench(
+    only: Sequence[str] = (),
+    show: Callable[[str], None] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    return run_bench(only or ("stream",), show, save)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sparseflow.bench.algorithms import algorithms
 from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
@@ -17,6 +18,7 @@ from sparseflow.bench.machine import describe_machine, load_average
 from sparseflow.bench.memory import memory
 from sparseflow.bench.search import search
 from sparseflow.bench.startup import startup
+from sparseflow.bench.streaming import streaming
 from sparseflow.bench.versus_dense import convs, lenet, mlps, whole_models
 from sparseflow.bench.versus_peers import peers
 
@@ -35,6 +37,8 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
     "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
+    "stream": ("Models whose weights are in a store; private memory limited by RLIMIT_DATA", streaming),
+    "algorithms": ("Masks that change in training", lambda: algorithms(_BACKEND)),
     "distributed": ("Masks of a large model from its slices", distributed),
 }
 

@@ -37,7 +37,7 @@ def layer_flops(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample) -
     `sample` is an input batch of a step, as the model's forward takes it; it runs once, and nothing of it remains.
     """
     works = workloads(model, masks, sample)
-    return {name: LayerFlops(work.product_flops, 3 if work.needs_dx else 2) for name, work in works.items()}
+    return {name: LayerFlops(works[name].product_flops, 3 if works[name].needs_dx else 2) for name in masks}
 
 
 def step_flops(layers: Mapping[str, LayerFlops], kept: Mapping[str, int], total: Mapping[str, int]) -> float:

@@ -10,26 +10,28 @@ from torch import Tensor, nn
 
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.names import unwrapped
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.streaming.units import every_name
 from sparseflow.hardware.survey import survey
+from sparseflow.hardware.weights import weights_of
 
 
 def dense_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Dense name → weight of every prunable layer, in the model's order; a copy only where the layer is sparse."""
-    return {name: _dense_weight(site.module) for name, site in survey(model).sites.items()}
+    """Dense name → weight of every prunable layer, in the model's order; a copy only where the layer is sparse.
 
-
-def _dense_weight(module: nn.Module) -> Tensor:
-    if isinstance(module, SparseLayer):
-        return module.unpack(module.values.detach())
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.detach()
+    Only to be read, and of a streamed model only until it changes.
+    """
+    weights = weights_of(model)
+    return {
+        name: weights.read(name) if weights.mask(name) is None else weights.copy(name) for name in survey(model).sites
+    }
 
 
 def current_masks(model: nn.Module) -> dict[str, Tensor]:
-    """Dense name → mask of every sparse layer."""
-    sites = survey(model).sites
-    return {name: site.module.mask for name, site in sites.items() if isinstance(site.module, SparseLayer)}
+    """Dense name → mask of every layer that has one."""
+    weights = weights_of(model)
+    masks = ((name, weights.mask(name)) for name in survey(model).sites)
+    return {name: mask for name, mask in masks if mask is not None}
 
 
 def masks_by_every_name(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -49,20 +51,12 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 
 def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict that the dense model would have: dense names, zeros at pruned places, detached copies."""
-    state: dict[str, Tensor] = {}
-    for path, module in model.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
-        sparse = isinstance(module, SparseLayer)
-        if isinstance(module, SparseLayer):
-            state[unwrapped(f"{prefix}weight")] = module.unpack(module.values.detach())
-        for key, parameter in module._parameters.items():
-            if parameter is not None and not (key == "values" and sparse):
-                state[unwrapped(f"{prefix}{key}")] = parameter.detach().clone()
-        for key, buffer in module._buffers.items():
-            if buffer is not None and key not in module._non_persistent_buffers_set:
-                state[unwrapped(f"{prefix}{key}")] = buffer.detach().clone()
-    return state
+    """The state dict that the dense model would have: dense names, zeros at pruned places, detached copies.
+
+    Of a streamed model they are mapped files, beside its store.
+    """
+    weights = weights_of(model)
+    return {name: weights.copy(name) for name in weights.names}
 
 
 def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -79,11 +73,7 @@ def load_dense_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 def _state_keys(model: nn.Module) -> dict[str, str]:
     """Dense name → the key under which `model.load_state_dict` takes that dense tensor."""
-    sparse = {
-        unwrapped(f"{path}.weight" if path else "weight")
-        for path, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, SparseLayer)
-    }
+    sparse = _masked_names(model)
     keys = {}
     for key in model.state_dict():
         # A sparse layer writes weight_values and weight_mask where it also takes a dense weight.
@@ -94,6 +84,18 @@ def _state_keys(model: nn.Module) -> dict[str, str]:
         else:
             keys[unwrapped(key)] = key
     return keys
+
+
+def _masked_names(model: nn.Module) -> set[str]:
+    stream = stream_of(model)
+    if stream is not None:
+        firsts = {name for name in stream.names if stream.store.masked(name)}
+        return {name for name, first in every_name(model).items() if first in firsts}
+    return {
+        unwrapped(f"{path}.weight" if path else "weight")
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, SparseLayer)
+    }
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -114,3 +116,11 @@ def logical_numel(model: nn.Module) -> int:
     """Number of parameters of the dense model."""
     hidden = {id(m.values): torch.Size(m.weight_shape).numel() for m in model.modules() if isinstance(m, SparseLayer)}
     return sum(hidden.get(id(parameter), parameter.numel()) for parameter in model.parameters())
+
+
+def trained_numel(model: nn.Module) -> int:
+    """Number of parameters that are kept, and hence trained."""
+    stream = stream_of(model)
+    if stream is not None:
+        return sum(map(stream.store.nnz, stream.names))
+    return sum(parameter.numel() for parameter in model.parameters())

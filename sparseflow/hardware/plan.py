@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from sparseflow.hardware.optimizers import check_rebindable, mark_remasked, mixe
 from sparseflow.hardware.relu import pass_rectified, relus_of, restore_relus
 from sparseflow.hardware.routing import route, route_to
 from sparseflow.hardware.sample import Sample, Seen, observe
+from sparseflow.hardware.streamed_plan import remask_stream, sparsify_stream, stream_rows
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.survey import Site, Survey, extra_padding_of, geometry_of, survey
 from sparseflow.hardware.swap import hooked, pack_mask, put, to_dense, to_sparse
 from sparseflow.hardware.timings import Timings
@@ -42,14 +45,15 @@ def plan(
     layers form chains. With `crossovers` it says at which density the runner-up would win, which takes as long
     again. `ValueError` for masks that do not fit the model.
     """
-    if backend == "auto" and sample is None:
+    if backend == "auto" and sample is None and stream_of(model) is None:
         raise ValueError(
             'backend="auto" needs to see the model run: pass sample= (an input batch) or plan= (from sf.plan), '
             f"or name a backend: {', '.join(backends.available())}"
         )
     found = survey(model)
-    seen = _observe(found, model, masks, sample)
-    works = {name: _workload(found.find(name, mask), mask, seen[name]) for name, mask in masks.items()}
+    works, seen = _observed(model, found, masks, sample)
+    if stream_of(model) is not None:
+        return Plan(stream_rows(works, backend), found.left_dense)
     flows = {name: one.flow for name, one in seen.items()}
     if backend != "auto":
         return Plan(route_to(backend, works, flows), found.left_dense)
@@ -60,10 +64,27 @@ def plan(
 
 
 def workloads(model: nn.Module, masks: Mapping[str, Tensor], sample: Sample) -> dict[str, Workload]:
-    """What each masked layer computes in a training step on the sample; the model is not changed."""
+    """What each prunable layer computes on the sample; those that have no mask here keep all their weights.
+
+    `ValueError` for masks that do not fit the model.
+    """
     found = survey(model)
-    seen = _observe(found, model, masks, sample)
-    return {name: _workload(found.find(name, mask), mask, seen[name]) for name, mask in masks.items()}
+    everything = {name: torch.ones(site.shape, dtype=torch.bool) for name, site in found.sites.items()}
+    return _observed(model, found, {**everything, **masks}, sample)[0]
+
+
+def _observed(
+    model: nn.Module, found: Survey, masks: Mapping[str, Tensor], sample: Sample | None
+) -> tuple[dict[str, Workload], dict[str, Seen]]:
+    sites = {name: found.find(name, mask) for name, mask in masks.items()}
+    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
+        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
+    }
+    seen = {name: Seen() for name in sites} if sample is None else observe(model, sample, kinds)
+    works = {name: _workload(site, masks[name], seen[name]) for name, site in sites.items()}
+    if (stream := stream_of(model)) is not None:
+        works = {name: replace(work, device=stream.device) for name, work in works.items()}
+    return works, seen
 
 
 # `sparsify` has an argument of that name.
@@ -86,6 +107,9 @@ def sparsify(
     """
     found = survey(model)
     sites = {name: found.find(name, mask) for name, mask in masks.items()}
+    if (stream := stream_of(model)) is not None:
+        sparsify_stream(stream, masks, plan)
+        return model
     already = [name for name, site in sites.items() if isinstance(site.module, SparseLayer)]
     if already:
         raise ValueError(f"already sparse: {', '.join(already)}; use remask for new masks, or densify first")
@@ -113,6 +137,9 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
     whose number of values stays the same keeps its Parameter.
     """
     found = survey(model)
+    if (stream := stream_of(model)) is not None:
+        remask_stream(stream, {name: mask for name, mask in masks.items() if found.find(name, mask)})
+        return model
     layers = {name: _sparse_site(found, name, mask) for name, mask in masks.items()}
     if optimizer is not None:
         check_rebindable(optimizer, model)
@@ -122,7 +149,10 @@ def remask(model: nn.Module, masks: Mapping[str, Tensor], optimizer: torch.optim
 
 
 def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> nn.Module:
-    """The model with its original classes again, in place; zeros at pruned places."""
+    """The model with its original classes again, in place; zeros at pruned places. A streamed one stays streamed."""
+    if (stream := stream_of(model)) is not None:
+        stream.densify()
+        return model
     if optimizer is not None:
         check_rebindable(optimizer, model)
     for site in survey(model).sites.values():

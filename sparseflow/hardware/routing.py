@@ -49,20 +49,21 @@ def route(works: Works, flows: Flows, timings: Timings, crossovers: bool = True)
     seen = chains = _chainable(works, flows)
     choices = {name: choose(work) for name, work in _in_chains(works, flows, chains).items()}
     for _ in range(_PASSES - 1):
-        fused = fusing.of({name: choice.order[0] for name, choice in choices.items()}, works)
+        fused = fusing.of(*_chosen(choices))
         # What has been broken stays so, or two layers might change places for ever.
         before, chains = chains, _unbroken(chains, flows, fused)
         if chains == before:
             break
         choices = {name: choose(work) for name, work in _in_chains(works, flows, chains).items()}
-    fused = fusing.of({name: choice.order[0] for name, choice in choices.items()}, works)
+    fused = fusing.of(*_chosen(choices))
     # Layers that have come together after all need no copies between them.
     chains = _unbroken(seen, flows, fused)
     crossing = functools.cache(lambda choice: _crossover(choice, timings) if crossovers else (None, ""))
     rows = []
     for name, choice in choices.items():
         density, words = crossing(choice)
-        row = _row(name, works[name], choice.order[0], _reason(choice) + words, flows[name], chains[name], fused[name])
+        work = _in_chain(name, works[name], flows, chains)
+        row = _row(name, work, choice.order[0], _reason(choice) + words, flows[name], fused[name])
         rows.append(replace(row, candidates=choice.candidates, crossover=density))
     return tuple(rows)
 
@@ -72,10 +73,11 @@ def route_to(backend: str, works: Works, flows: Flows) -> tuple[Row, ...]:
     chains = _chainable(works, flows)
     # Where nobody has looked at the model there is nothing to fuse.
     looked = any(flow != Flow() for flow in flows.values())
-    fused = _Fusing().of(dict.fromkeys(works, backend), works) if looked else dict.fromkeys(works)
+    chained = {name: _in_chain(name, work, flows, chains) for name, work in works.items()}
+    fused = _Fusing().of(dict.fromkeys(works, backend), chained) if looked else dict.fromkeys(works)
     chains = _unbroken(chains, flows, fused)
     return tuple(
-        _row(name, work, backend, "named by the caller", flows[name], chains[name], fused[name])
+        _row(name, _in_chain(name, work, flows, chains), backend, "named by the caller", flows[name], fused[name])
         for name, work in works.items()
     )
 
@@ -111,15 +113,25 @@ def _chainable(works: Works, flows: Flows) -> _Chains:
 def _in_chains(works: Works, flows: Flows, chains: _Chains) -> dict[str, Workload]:
     return {
         name: replace(
-            work,
+            _in_chain(name, work, flows, chains),
             # Layers of one shape and about one density share a timing.
             density=float(f"{work.density:.1e}"),
             relu=bool(flows[name].relus),
-            chained_in=bool(flows[name].sources) and all(chains[source] for source in flows[name].sources),
-            chained_out=chains[name],
         )
         for name, work in works.items()
     }
+
+
+def _in_chain(name: str, work: Workload, flows: Flows, chains: _Chains) -> Workload:
+    sources = flows[name].sources
+    return replace(
+        work, chained_in=bool(sources) and all(chains[source] for source in sources), chained_out=chains[name]
+    )
+
+
+def _chosen(choices: Mapping[str, _Choice]) -> tuple[dict[str, str], Works]:
+    """The backend of each weight, and the work that it was chosen for."""
+    return {name: one.order[0] for name, one in choices.items()}, {name: one.work for name, one in choices.items()}
 
 
 def _unbroken(chains: _Chains, flows: Flows, fused: Mapping[str, str | None]) -> _Chains:
@@ -205,9 +217,10 @@ def _growth(backend: Backend, sparser: Workload, denser: Workload) -> float:
     return backend.cost(denser).seconds - backend.cost(sparser).seconds
 
 
-def _row(name: str, work: Workload, backend: str, reason: str, flow: Flow, chained: bool, fused: str | None) -> Row:
+def _row(name: str, work: Workload, backend: str, reason: str, flow: Flow, fused: str | None) -> Row:
     found = backends.get(backend)
     if isinstance(found, Explains):
         reason = f"{reason}; {found.explain(work)}"
     relus = flow.relus if fused else ()
-    return Row(name, work.shape, work.density, backend, found.layout(work), reason, relus=relus, feature_major=chained)
+    major = work.chained_out
+    return Row(name, work.shape, work.density, backend, found.layout(work), reason, relus=relus, feature_major=major)

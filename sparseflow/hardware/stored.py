@@ -11,11 +11,14 @@ from sparseflow.hardware import backends
 from sparseflow.hardware.choice import Plan, Row
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.names import dense_name
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.survey import geometry_of, survey
 from sparseflow.hardware.workload import Workload
 
 # AdamW's, of the values' dtype.
 MOMENTS = 2
+
+STREAM = "stream"
 
 # Backends whose values are the whole weight matrix; those of all others are the kept weights.
 _WHOLE = ("dense",)
@@ -68,10 +71,15 @@ def stored_parameters(model: nn.Module, plan: Plan) -> tuple[Stored, ...]:
     layers = {id(site.weight): (name, site.module) for name, site in found.items()}
     blocks = _blocks(model)
     stored = []
+    stream = stream_of(model)
     for path, parameter in model.named_parameters():
         plain = _plain(path, parameter, blocks)
         name, layer = layers.get(id(parameter), (plain.name, None))
-        if isinstance(layer, SparseLayer):
+        if stream is not None and stream.store.masked(key := stream.name_of(parameter)):
+            kept = stream.store.nnz(key)
+            indices = stream.store.parameter(key).index_bytes
+            stored.append(replace(plain, values=kept, rows=kept, index_bytes=indices, backend=STREAM))
+        elif isinstance(layer, SparseLayer):
             stored.append(_counted(plain, layer))
         elif layer is not None and name in rows:
             stored.append(_modelled(plain, layer, parameter, rows[name]))

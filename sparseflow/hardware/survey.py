@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparseflow.hardware.layers import SparseConv2d, SparseLayer
 from sparseflow.hardware.names import dense_name
+from sparseflow.hardware.streaming.classes import class_of
 from sparseflow.hardware.workload import Geometry
 
 CONV1D = ("transformers.pytorch_utils", "Conv1D")
@@ -31,7 +32,8 @@ class Site:
     def weight(self) -> nn.Parameter:
         """The parameter that is trained: the dense weight or the sparse values."""
         module = self.module
-        parameter = module.values if isinstance(module, SparseLayer) else module.weight
+        # Of a streamed model this stands for a weight that is not here.
+        parameter = module.values if isinstance(module, SparseLayer) else module._parameters["weight"]
         assert isinstance(parameter, nn.Parameter)
         return parameter
 
@@ -103,7 +105,7 @@ def survey(model: nn.Module) -> Survey:
 def _why_not_tied(module: nn.Module, sharing: list[tuple[str, nn.Module]]) -> str | None:
     # One structure serves all owners of a weight only where they all use it alike.
     for name, other in sharing:
-        if type(other) is not type(module) or _why_dense(other) is not None:
+        if class_of(other) is not class_of(module) or _why_dense(other) is not None:
             return f"it is tied to {name!r} of {type(other).__name__}"
         if geometry_of(other) != geometry_of(module):
             return f"it is tied to {name!r}, which uses it with another stride, padding, dilation or groups"
@@ -139,7 +141,7 @@ def _why_dense(module: nn.Module) -> str | None:
         return ""
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "it is parametrised"
-    if type(module) is not kind:
+    if class_of(module) is not kind:
         return f"{type(module).__name__} is a subclass of {kind.__name__}"
     if "weight" not in module._parameters:
         return "its weight is computed from other parameters (weight norm, or torch.nn.utils.prune)"
@@ -190,4 +192,5 @@ def extra_padding_of(module: nn.Module) -> tuple[int, ...] | None:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether it is transformers' Conv1D, a linear layer whose weight is stored (in, out)."""
-    return (type(module).__module__, type(module).__name__) == CONV1D
+    kind = class_of(module)
+    return (kind.__module__, kind.__name__) == CONV1D

@@ -25,6 +25,11 @@ class Dynamic(Protocol):
     """A method that changes masks in training. What it does is a function of its arguments: it keeps no state."""
 
     @property
+    def density(self) -> float:
+        """What it is about: the density that it ends with or, where that is dense again, that it trains with before."""
+        ...
+
+    @property
     def uses_gradients(self) -> bool:
         """Whether `update` looks at the dense gradients of its step, of pruned weights too."""
         ...

@@ -11,19 +11,25 @@ The seed is paired: data order and noise are the ticket's own. Networks with new
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseflow.files import Ticket
 from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan, densify, sparsify
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.weights import keep, weights_of
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import shuffle_masks
 from sparseflow.training import proof
+from sparseflow.training.progress import Progress
 from sparseflow.training.records import Records, describe
 from sparseflow.training.seeds import derive
+from sparseflow.training.streaming import commit_weights, token_of
 from sparseflow.training.trainer import Trained, Trainer
 
 Kind = Literal["reinit", "shuffle", "random"]
@@ -40,24 +46,65 @@ def train_control(
     """Trains a control of the ticket, on the ticket's own plan. `rewind_point` is theta_k, whole: shuffle needs it.
 
     A copy of the trainer's model serves as the body, so that a search that is under way keeps its own; the trainer
-    holds it afterwards. `ValueError` for shuffle of a
-    ticket whose round kept its trained weights: they are zero where the shuffled mask would look.
+    holds it afterwards. A streamed model has no copy: it is the body itself, and gets its weights back. `ValueError`
+    for shuffle of a ticket whose round kept its trained weights: they are zero where the shuffled mask would look.
     """
     masks, state, start = _control(trainer, ticket, kind, rewind_point)
-    model = densify(copy.deepcopy(trainer.model))
-    load_dense_state(model, state)
     plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
+    records = records or Records(None)
+    with _body(trainer) as model:
+        progress = records.progress(ticket.round, masks, trainer.seed, kind, token_of(model))
+        trained = _train(trainer, model, masks, state, start, plan, progress)
+        records.finish(ticket.round, {**describe(ticket.round, masks, plan, trained), "kind": kind}, trained, kind)
+    return trained
+
+
+def train_ticket(trainer: Trainer, ticket: Ticket) -> Trained:
+    """Trains a ticket again from its rewind point, on its own plan: under another loss, say, or on other data.
+
+    As in `train_control` the trainer holds the trained model afterwards. With the trainer of its search this repeats
+    what the search did, bit for bit.
+    """
+    plan = Plan.from_json(ticket.plan) if ticket.plan is not None else None
+    state = {name: tensor.to(weights_of(trainer.model).device) for name, tensor in ticket.rewind.items()}
+    start = ticket.provenance.get("rewind_to", 0) if ticket.round else 0
+    assert isinstance(start, int)
+    with _body(trainer) as model:
+        return _train(trainer, model, ticket.masks.to(weights_of(model).device), state, start, plan, None)
+
+
+@contextmanager
+def _body(trainer: Trainer) -> Iterator[nn.Module]:
+    """A dense model to train: a copy; or a streamed one itself, which gets back what it had."""
+    if stream_of(trainer.model) is None:
+        yield densify(copy.deepcopy(trainer.model))
+        return
+    before = keep(trainer.model, trainer.model.state_dict())
+    try:
+        yield densify(trainer.model)
+    finally:
+        trainer.model.load_state_dict(before)
+    commit_weights(trainer.model)
+
+
+def _train(
+    trainer: Trainer,
+    model: nn.Module,
+    masks: Masks,
+    state: dict[str, Tensor],
+    start: int,
+    plan: Plan | None,
+    progress: Progress | None,
+) -> Trained:
+    load_dense_state(model, state)
     if plan is not None:
         model = sparsify(model, masks, plan=plan)
     masked = masks_by_every_name(model, masks)
     expected = {n: torch.where(masked[n], t, 0.0) if n in masked else t for n, t in state.items()}
     proof.prove_rewound(model, masks, expected)
-    records = records or Records(None)
-    progress = records.progress(ticket.round, masks, trainer.seed, kind)
     trained = trainer.train(model, start=start, progress=progress)
     proof.prove_pruned(model, masks)
     trainer.model = model
-    records.finish(ticket.round, {**describe(ticket.round, masks, plan, trained), "kind": kind}, trained, kind)
     return trained
 
 
@@ -66,7 +113,8 @@ def _control(
 ) -> tuple[Masks, dict[str, Tensor], int]:
     if kind not in KINDS:
         raise ValueError(f"no control {kind!r}; available: {', '.join(KINDS)}")
-    masks = ticket.masks.to(trainer.device)
+    device = weights_of(trainer.model).device
+    masks = ticket.masks.to(device)
     if kind != "reinit":
         masks = shuffle_masks(masks, derive(trainer.seed, kind, ticket.round))
     if kind != "shuffle":
@@ -75,4 +123,4 @@ def _control(
         raise ValueError("the shuffle control needs rewind='weights': other tickets have no weights at other places")
     start = ticket.provenance.get("rewind_to", 0)
     assert isinstance(start, int)
-    return masks, {name: tensor.to(trainer.device) for name, tensor in rewind_point.items()}, start
+    return masks, {name: tensor.to(device) for name, tensor in rewind_point.items()}, start

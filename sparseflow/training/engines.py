@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sparseflow.hardware.plan import remask
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.ranks import Ranks
 from sparseflow.training.progress import optimizer_state, restore_optimizer
 
@@ -58,7 +59,12 @@ class Engine(Protocol):
 def make_engine(
     name: EngineName, model: nn.Module, make_optimizer: MakeOptimizer, accelerator: Accelerator, ranks: Ranks
 ) -> Engine:
-    """The engine of that name. One process alone has nothing to shard."""
+    """The engine of that name, or a streamed model's own. One process alone has nothing to shard."""
+    stream = stream_of(model)
+    if stream is not None:
+        from sparseflow.training.streaming import Streamed
+
+        return Streamed(model, make_optimizer, stream)
     if name == "fsdp2" and ranks.world > 1:
         from sparseflow.training.sharded import Sharded
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware.dense_gradient import DenseGradient
-from sparseflow.hardware.model import sparse_layers
+from sparseflow.hardware.model import current_masks, dense_weights, sparse_layers
 from sparseflow.masks import criteria
 from sparseflow.masks.criteria import Scores
 from sparseflow.masks.dynamic import Dynamic
@@ -49,10 +49,9 @@ class Masking:
         gradients = self._averaged(found) if self.method.uses_gradients else None
         if gradients is not None and not all(bool(one.isfinite().all()) for one in gradients.values()):
             return None
-        layers = sparse_layers(model)
         with torch.no_grad():
-            weights = {name: layer.unpack(layer.values.detach()) for name, layer in layers.items()}
-            masks = {name: layer.mask for name, layer in layers.items()}
+            masks = current_masks(model)
+            weights = {name: weight for name, weight in dense_weights(model).items() if name in masks}
             return self.method.update(step, weights, masks, gradients, self._seed)
 
     def _averaged(self, found: Mapping[str, DenseGradient]) -> dict[str, Tensor]:

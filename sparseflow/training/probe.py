@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sparseflow.hardware.plan import densify
 from sparseflow.hardware.sample import Sample, call, untouched
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.survey import survey
 
 # Inputs as the model's forward takes them, and targets (B, ...).
@@ -24,6 +25,11 @@ class Probe:
     """A dense copy of a model whose prunable weights can be set. Costs the memory of the dense model once more."""
 
     def __init__(self, model: nn.Module) -> None:
+        if stream_of(model) is not None:
+            raise ValueError(
+                "this criterion takes gradients on a dense copy of the model, and a streamed model has no copy; prune "
+                "it by a criterion of the weights alone, such as magnitude"
+            )
         self.model = densify(copy.deepcopy(model))
         self.model.requires_grad_(True)
         self._weights = {name: site.weight for name, site in survey(self.model).sites.items()}

@@ -20,6 +20,7 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
+from sparseflow.files.manifest import Manifest
 from sparseflow.files.part import Part, tensors_part
 from sparseflow.files.readers import read_tensors
 from sparseflow.files.shelf import Shelf
@@ -28,6 +29,8 @@ from sparseflow.hardware.names import dense_name
 from sparseflow.training.rng import restore_rng_state, rng_state
 
 _STATE = "state.safetensors"
+# What a streamed model's store and the checkpoint that goes with it have in common.
+TOKEN = "store"
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,9 @@ class Progress:
     """The checkpoints of one training, on a shelf of its own; made, and called, by all ranks alike.
 
     `identity` says which training it is, so that no other one takes it up. `about` is asked at each save for what else
-    belongs into the checkpoint's manifest. `saved` is the newest valid checkpoint, or None.
+    belongs into the checkpoint's manifest. `saved` is the newest valid checkpoint, or None. Of a streamed model, whose
+    weights and optimizer state are in its store, it is the one that the store was committed with: the one whose state
+    has the `token` that the store has.
     """
 
     def __init__(
@@ -59,10 +64,11 @@ class Progress:
         identity: Mapping[str, JsonValue],
         every_seconds: float = 120.0,
         about: Callable[[], Mapping[str, JsonValue]] = dict,
+        token: str | None = None,
     ) -> None:
         self.identity = dict(identity)
         self.every_seconds = every_seconds
-        self._shelf, self._about = shelf, about
+        self._shelf, self._about, self._token = shelf, about, token
         self._last = time.monotonic()
         self._newest: str | None = None
         self.saved = self._read()
@@ -109,7 +115,7 @@ class Progress:
     def _read(self) -> Saved | None:
         for name in reversed(self._steps()):
             manifest = self._shelf.valid(name)
-            if manifest is None:
+            if manifest is None or _token_of(manifest) != self._token:
                 continue
             if manifest.about.get("identity") != self.identity:
                 raise ValueError(
@@ -134,6 +140,11 @@ class Progress:
         # Where the launch was smaller, a rank has no file and reads rank 0's, so that all read alike.
         found = self._shelf.read(name, mine if mine in manifest.files else "rank-0.safetensors", read_tensors)
         return found if mine in manifest.files else None
+
+
+def _token_of(manifest: Manifest) -> JsonValue:
+    state = manifest.about.get("state")
+    return state.get(TOKEN) if isinstance(state, dict) else None
 
 
 class HasState(Protocol):

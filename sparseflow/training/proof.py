@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from sparseflow.files.ticket import tensor_bytes
 from sparseflow.hardware.layers import SparseLayer
-from sparseflow.hardware.model import dense_state, sparse_layers
+from sparseflow.hardware.model import sparse_layers
 from sparseflow.hardware.names import dense_name
 from sparseflow.hardware.plan import densify
 from sparseflow.hardware.sample import Sample, call, untouched
+from sparseflow.hardware.streaming.channel import Channel
+from sparseflow.hardware.streaming.execution import Stream, stream_of
+from sparseflow.hardware.weights import ModelWeights, weights_of
 
 # RMS error over RMS reference. A product of n terms in another order errs by about sqrt(n) roundings.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -34,10 +37,11 @@ class ProofError(RuntimeError):
 
 def prove_rewound(model: nn.Module, masks: Mapping[str, Tensor], rewind: Mapping[str, Tensor]) -> None:
     """Survivors, unpruned parameters and buffers are the rewind point's, bit for bit; pruned weights are +0.0."""
-    state = dense_state(model)
-    for name, tensor in state.items():
+    weights = weights_of(model)
+    for name in weights.names:
         if name not in rewind:
             raise ProofError(f"{name}: the rewind point has no such tensor")
+        tensor = weights.read(name)
         expected = rewind[name].to(tensor.device)
         if name in masks:
             expected = torch.where(masks[name].to(tensor.device), expected, 0.0)
@@ -59,6 +63,9 @@ def prove_unmoved(rewind: Mapping[str, Tensor], marked: Mapping[str, str]) -> No
 
 def prove_pruned(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """No weight stands where the mask has pruned, neither in the dense view nor in the stored values."""
+    if stream_of(model) is not None:
+        _prove_pruned_in_store(weights_of(model), masks)
+        return
     layers = sparse_layers(model)
     for name, mask in masks.items():
         if name not in layers:
@@ -81,7 +88,12 @@ def prove_equal_to_dense(model: nn.Module, sample: Sample) -> None:
     The output, and each layer's own output and gradients given what the dense layer gets, to `TOLERANCE`; the
     gradients of the whole model to `GRADIENT_TOLERANCE`. In eval mode, on copies of the model, so that nothing of
     the run is touched. Costs four forward and backward passes.
+
+    The layers of a streamed model are the dense model's own; what is proved is that they get its weights.
     """
+    if (stream := stream_of(model)) is not None:
+        _prove_streamed(stream)
+        return
     if not sparse_layers(model):
         return
     sparse, dense = copy.deepcopy(model), densify(copy.deepcopy(model))
@@ -95,6 +107,27 @@ def prove_equal_to_dense(model: nn.Module, sample: Sample) -> None:
     _compare_gradients(sparse, dense)
     for path, x in calls:
         _prove_layer(path, sparse.get_submodule(path), dense.get_submodule(path), x)
+
+
+def _prove_pruned_in_store(weights: ModelWeights, masks: Mapping[str, Tensor]) -> None:
+    for name, mask in masks.items():
+        stored, tensor = weights.mask(name), weights.read(name)
+        if stored is None and not bool(mask.all()):
+            raise ProofError(f"{name}: its mask prunes, but the store keeps all of it")
+        if stored is not None and not torch.equal(stored, mask.cpu()):
+            raise ProofError(f"{name}: the store has another mask than the round")
+        if not torch.isfinite(tensor).all():
+            raise ProofError(f"{name}: a weight is not finite")
+        if tensor[~mask.cpu()].any():
+            raise ProofError(f"{name}: a pruned weight is not zero")
+
+
+def _prove_streamed(stream: Stream) -> None:
+    channel = Channel(stream.store, strict=True)
+    for name in stream.names:
+        expected = stream.read(name)
+        if not _same_bits(channel.send_weights(name, "forward", torch.empty_like(expected)), expected):
+            raise ProofError(f"{name}: what is streamed is not what is stored")
 
 
 def _run(model: nn.Module, sample: Sample) -> Tensor:

@@ -121,6 +121,10 @@ class Prunes(Protocol):
         """The masks after the pruning of that number, 1 to `rounds`."""
         ...
 
+    def planned(self, model: nn.Module, masks: Masks) -> Masks:
+        """The masks that backends are chosen for, where a round begins with those given and `model` is dense."""
+        ...
+
 
 @dataclass(frozen=True)
 class Pruning:
@@ -190,6 +194,10 @@ class Pruning:
             start=evidence.start,
         )
 
+    def planned(self, model: nn.Module, masks: Masks) -> Masks:
+        """The masks themselves, which stay."""
+        return masks
+
 
 @dataclass(frozen=True)
 class Start:
@@ -209,6 +217,13 @@ class Start:
     def __call__(self, model: nn.Module, masks: Masks, number: int, evidence: Evidence = NO_EVIDENCE) -> Masks:
         """The masks to begin with."""
         return self.method.start(prunable_weights(model, self.param_filter), self.seed)
+
+    def planned(self, model: nn.Module, masks: Masks) -> Masks:
+        """Masks of the method's density where it begins denser, so that its dense beginning chooses nothing."""
+        # Where densities are given for layers, each rounds by itself.
+        if masks.nnz <= self.method.density * masks.total + len(masks):
+            return masks
+        return prune_tensors(prunable_weights(model, self.param_filter), masks, density=self.method.density, floor=1)
 
 
 def prunable_weights(model: nn.Module, param_filter: ParamFilter | None = None) -> dict[str, Tensor]:

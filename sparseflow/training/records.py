@@ -33,6 +33,8 @@ from sparseflow.files.shelf import Shelf
 from sparseflow.files.sparse_safetensors import sparse_part
 from sparseflow.hardware.model import current_masks, dense_state
 from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.weights import keep
 from sparseflow.masks.masks import Masks, pack_bits, unpack_bits
 from sparseflow.ranks import ALONE, Ranks
 from sparseflow.training import rewind
@@ -102,15 +104,17 @@ class Records:
                 if (found := re.fullmatch(r"plan-(\d+)", name)) and int(found[1]) >= done:
                     self._kept.remove(name)
 
-    def rewind_point(self, device: torch.device) -> dict[str, Tensor] | None:
+    def rewind_point(self, device: torch.device, model: nn.Module | None = None) -> dict[str, Tensor] | None:
         """theta_k, where it has been kept; from the copy beside a round's weights where its own directory is damaged.
 
-        `ValueError` where it is damaged and there is no copy.
+        `model`: whose it is; a streamed one has it in mapped files. `ValueError` where it is damaged and there is no
+        copy.
         """
         if self._kept is None or (self._rewind.digest is None and not self._has_begun()):
             return None
         copies = [weights_of(index) for index in reversed(range(self.first, self.finished_rounds()))]
-        return {name: tensor.to(device) for name, tensor in self._rewind.read(copies).items()}
+        found = {name: tensor.to(device) for name, tensor in self._rewind.read(copies).items()}
+        return found if model is None or stream_of(model) is None else keep(model, found)
 
     def begin(self, state: dict[str, Tensor]) -> None:
         """Keeps theta_0 where the first round starts; where that is in its middle, it has kept its own."""
@@ -186,8 +190,10 @@ class Records:
         # In the order of the parameters that they were given in: it breaks ties.
         return Masks({name: unpack_bits(bits[name], tuple(shape)) for name, shape in shapes.items()})
 
-    def progress(self, index: int, masks: Masks, seed: int, kind: str = "round") -> Progress | None:
-        """The checkpoints of a training in the middle."""
+    def progress(
+        self, index: int, masks: Masks, seed: int, kind: str = "round", token: str | None = None
+    ) -> Progress | None:
+        """The checkpoints of a training in the middle. token: see `Progress`."""
         if self._kept is None:
             return None
         identity: dict[str, Any] = {"kind": kind, "round": index, "masks": masks.digest, "seed": seed}
@@ -200,6 +206,7 @@ class Records:
             self._training(index, kind),
             identity,
             about=lambda: {"plan": recorded, "rewind": self._rewind.digest},
+            token=token,
         )
 
     def finish_round(
@@ -293,7 +300,7 @@ def write_json(path: Path, content: object) -> None:
 def _early(trained: Trained, model: nn.Module, masks: Masks) -> Weights:
     # A state dict of the sparse model, turned into the dense model's by loading it once. The masks of then may be
     # others than those of the end.
-    now = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
+    now = keep(model, model.state_dict())
     model.load_state_dict(trained.early_state)
     early = Weights(dense_state(model), Masks({**masks, **current_masks(model)}), {"step": trained.early_stop_step})
     model.load_state_dict(now)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from sparseflow.files import Ticket
 from sparseflow.hardware.model import current_masks, dense_state, masks_by_every_name
 from sparseflow.hardware.plan import Plan
+from sparseflow.hardware.streaming.execution import stream_of
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.masks import Masks
 from sparseflow.training import proof
 
@@ -53,7 +55,7 @@ class Round:
     def take_masks(self) -> None:
         """Makes the model's present masks the round's, where training has changed them."""
         self.masks = Masks(current_masks(self.model))
-        self.start = masked(self.rewind_point, masks_by_every_name(self.model, self.masks))
+        self.start = masked(self.rewind_point, masks_by_every_name(self.model, self.masks), self.model)
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> None:
         """Says that the model is trained. `metrics` goes with the ticket.
@@ -72,6 +74,13 @@ class Round:
         return Ticket(self.masks, state, made_under, about)
 
 
-def masked(state: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state with +0.0 wherever a mask prunes."""
-    return {name: torch.where(masks[name], tensor, 0.0) if name in masks else tensor for name, tensor in state.items()}
+def masked(
+    state: Mapping[str, Tensor], masks: Mapping[str, Tensor], model: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The state with +0.0 wherever a mask prunes; in mapped files where it is that of a streamed model."""
+    streamed = model is not None and stream_of(model) is not None
+    found = dict(state)
+    for name in state.keys() & masks.keys():
+        pruned = torch.where(masks[name], state[name], 0.0)
+        found[name] = weights_of(model).keep(pruned) if model is not None and streamed else pruned
+    return found

@@ -15,11 +15,13 @@ from torch import nn
 
 from sparseflow.files import Ticket
 from sparseflow.hardware import backends
-from sparseflow.hardware.model import dense_state, load_dense_state, masks_by_every_name, sparse_layers
+from sparseflow.hardware.model import current_masks, dense_state, load_dense_state, masks_by_every_name
 from sparseflow.hardware.plan import densify, sparsify
 from sparseflow.hardware.sample import Sample
+from sparseflow.hardware.weights import weights_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.masks.masks import Masks
+from sparseflow.masks.sign_in import sign_flips
 from sparseflow.ranks import Ranks
 from sparseflow.training import proof
 from sparseflow.training.agreement import check_structure
@@ -30,6 +32,7 @@ from sparseflow.training.records import Records, describe
 from sparseflow.training.round import Round, masked
 from sparseflow.training.round_plan import plan_round
 from sparseflow.training.schedules import Schedule
+from sparseflow.training.streaming import commit_weights, token_of
 from sparseflow.training.trainer import Stopped, Trainer
 
 Rewind = Literal["weights", "learning_rate", "none"]
@@ -66,15 +69,17 @@ def train_rounds(
             start=rewind_to if round.index else 0,
             schedule=_last_rate(trainer) if rewind == "none" and round.index else None,
             at_step={rewind_to: partial(_mark, round, records)} if round.index == 0 and rewind_to else None,
-            progress=records.progress(round.index, round.masks, trainer.seed),
+            progress=records.progress(round.index, round.masks, trainer.seed, token=token_of(round.model)),
             dynamic=dynamic if round.index else None,
         )
         if dynamic is not None and round.index:
             round.take_masks()
-        round.finish(describe(round.index, round.masks, round.plan, trained))
+        flips = sign_flips(round.start, dense_state(round.model), round.masks)
+        round.finish({**describe(round.index, round.masks, round.plan, trained), "sign_flips": flips})
         about = {"algorithm": algorithm, "seed": trainer.seed, "rewind": rewind, "rewind_to": rewind_to}
         ticket = round.ticket(about)
         records.finish_round(round.index, round.model, round.rewind_point, ticket, trained)
+        commit_weights(round.model)
         trainer.model, trainer.last = round.model, trained
         yield ticket
         if round.index < pruning.rounds and trainer.stopping():
@@ -99,7 +104,7 @@ def search(
     """
     _check_rewind(rewind)
     shapes = {name: weight.shape for name, weight in prunable_weights(model, pruning.param_filter).items()}
-    device = next(model.parameters()).device
+    device = weights_of(model).device
     first = records.finished_rounds()
     _check_dense(model, first)
     theta_0 = dense_state(model)
@@ -109,7 +114,7 @@ def search(
         backends.get(backend)
     if not first:
         records.begin(theta_0)
-    round = Round(0, model, everything, None, theta_0, records.rewind_point(device) or theta_0)
+    round = Round(0, model, everything, None, theta_0, records.rewind_point(device, model) or theta_0)
     if first:
         # The run goes on behind the last round on record, with its masks and trained weights.
         last = records.trained(first - 1)
@@ -129,9 +134,9 @@ def search(
             load_dense_state(model, round.rewind_point)
         # Of the rewind point itself, not of the model: the proof must see a weight that was not rewound.
         state = round.rewind_point if rewind == "weights" else dense_state(model)
-        start = masked(state, masks_by_every_name(model, masks))
+        start = masked(state, masks_by_every_name(model, masks), model)
         with autocast():
-            chosen = plan_round(model, masks, backend, sample, records, index, launched)
+            chosen = plan_round(model, pruning.planned(model, masks), backend, sample, records, index, launched)
         model = sparsify(model, masks, plan=chosen)
         check_structure(model, launched)
         proof.prove_rewound(model, masks, start)
@@ -150,7 +155,7 @@ def _train(round: Round) -> Iterator[Round]:
 
 def _check_dense(model: nn.Module, finished: int) -> None:
     # A search that goes on behind its records loads the trained weights anyway.
-    sparse = sparse_layers(model)
+    sparse = list(current_masks(model))
     if sparse and not finished:
         raise ValueError(
             f"expected a dense model to search in, got one with sparse layers ({', '.join(sparse)}), such as an "

@@ -20,13 +20,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from sparseflow.hardware.optimizers import mixes_elements
 from sparseflow.ranks import Ranks
 from sparseflow.training.engines import MakeOptimizer, clear_gradients
 from sparseflow.training.progress import optimizer_state, restore_optimizer
 
 
 class Sharded:
-    """See the module. `ValueError` for fp16, whose loss scale the ranks would set apart from each other."""
+    """See the module. `ValueError` for fp16, whose loss scale the ranks would set apart, and for Muon."""
 
     def __init__(self, model: nn.Module, make_optimizer: MakeOptimizer, accelerator: Accelerator, ranks: Ranks) -> None:
         if accelerator.scaler is not None:
@@ -40,6 +41,9 @@ class Sharded:
             fully_shard(block, mesh=self._mesh)
         fully_shard(self.module, mesh=self._mesh)
         self.optimizer = make_optimizer(self.module)
+        if mixes_elements(self.optimizer):
+            name = type(self.optimizer).__name__
+            raise ValueError(f"{name} combines elements of a weight, of which fsdp2 cuts shards; train with it on ddp")
 
     @contextmanager
     def micro_batch(self, last: bool) -> Iterator[None]:

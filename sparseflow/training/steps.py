@@ -15,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from sparseflow.hardware.dense_gradient import DenseGradient
-from sparseflow.hardware.model import logical_numel, param_groups
-from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.hardware.model import logical_numel, trained_numel
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.hardware.traffic import gradient_bytes
+from sparseflow.hardware.weights import keep
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.training.agreement import Pulse, check_structure
 from sparseflow.training.engines import make_engine
 from sparseflow.training.evaluation import Evaluation, evaluate
 from sparseflow.training.masking import Masking
-from sparseflow.training.progress import Progress
+from sparseflow.training.progress import TOKEN, Progress
 from sparseflow.training.schedules import Schedule
 from sparseflow.training.seeds import derive
+from sparseflow.training.streaming import commit_weights, new_token
 
 if TYPE_CHECKING:
     from sparseflow.training.trainer import Trainer
@@ -77,12 +79,13 @@ class Training:
         self.trainer, self.model, self.schedule, self.progress = trainer, model, schedule, progress
         self.ranks = trainer.ranks
         self.masking = None if dynamic is None else Masking(dynamic, derive(trainer.seed, "masks"), self.ranks)
-        if progress is not None and progress.saved is not None:
+        # That of a streamed model is in its store, and comes with the optimizer's.
+        if progress is not None and progress.saved is not None and progress.saved.model:
             # First of all: masks may have changed since the start, and parameters with them.
             self.model.load_state_dict(progress.saved.model)
         # `first` is where the training began, `start` where this call of it does, after a resume.
         self.first = self.start = start
-        self.engine = make_engine(trainer.engine, model, self._make_optimizer, trainer.accelerator, self.ranks)
+        self.engine = make_engine(trainer.engine, model, trainer.optimizer_of, trainer.accelerator, self.ranks)
         self.rates = [group["lr"] for group in self.engine.optimizer.param_groups]
         # Before, a network that gets sparser on its way is not yet what it will be.
         self.settled = 0 if dynamic is None else dynamic.settled
@@ -170,6 +173,8 @@ class Training:
         at_end = self._test()
         at_best = at_end if self.best_step == trainer.steps else self._test_at_best()
         self.model.zero_grad()
+        if self.progress is None:
+            commit_weights(self.model)
         return Trained(
             steps=trainer.steps - self.first,
             early_stop_step=self.best_step,
@@ -178,24 +183,24 @@ class Training:
             test_at_end=at_end,
             step_seconds=median(self.stretches) if self.stretches else float("nan"),
             seconds=time.perf_counter() - began,
-            state_ratio=sum(parameter.numel() for parameter in self.model.parameters()) / logical_numel(self.model),
+            state_ratio=trained_numel(self.model) / logical_numel(self.model),
             data_order=trainer.order.digest(self.first, trainer.steps),
             processes=self.ranks.world,
             gradient_bytes=gradient_bytes(self.model),
             early_state=self.best_state,
         )
 
-    def _make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        decay = self.trainer.weight_decay
-        optimizer = self.trainer.make_optimizer(param_groups(model, decay) if decay else list(model.parameters()))
-        check_optimizer(optimizer, model)
-        return optimizer
-
     def _test(self, model: nn.Module | None = None) -> Evaluation:
         trainer, model = self.trainer, model or self.model
         return evaluate(model, trainer.data.test, loss=trainer.loss, device=trainer.device, ranks=self.ranks)
 
     def _test_at_best(self) -> Evaluation:
+        if stream_of(self.model) is not None:
+            now = keep(self.model, self.model.state_dict())
+            self.model.load_state_dict(self.best_state)
+            found = self._test()
+            self.model.load_state_dict(now)
+            return found
         # A copy, since the masks of then may be others, and loading them would exchange the model's parameters.
         model = copy.deepcopy(self.model)
         model.load_state_dict(self.best_state)
@@ -217,7 +222,7 @@ class Training:
         if found.loss < self.best_loss and done >= self.settled:
             self.best_loss, self.best_step = found.loss, done
             self.engine.gather()
-            self.best_state = {key: tensor.detach().clone() for key, tensor in self.model.state_dict().items()}
+            self.best_state = keep(self.model, self.model.state_dict())
         trainer.listener(
             {
                 "event": "step",
@@ -248,7 +253,10 @@ class Training:
             "best_step": self.best_step,
             "scaler": None if scaler is None else scaler.state_dict(),
         }
-        self.progress.save(self.model.state_dict(), self.best_state, self.engine.optimizer_state(), state)
+        token = new_token(self.model)
+        weights = self.model.state_dict() if token is None else {}
+        self.progress.save(weights, self.best_state, self.engine.optimizer_state(), {**state, TOKEN: token})
+        commit_weights(self.model, token)
 
     def _restore(self, progress: Progress) -> None:
         saved = progress.saved
@@ -261,7 +269,7 @@ class Training:
         self.start = int(saved.state["step"])
         if saved.best:
             self.best_loss, self.best_step = float(saved.state["best_loss"]), int(saved.state["best_step"])
-            self.best_state = saved.best
+            self.best_state = keep(self.model, saved.best) if stream_of(self.model) is not None else saved.best
 
 
 _NOT_FINITE = (

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from sparseflow import ranks
 from sparseflow.data import Data
+from sparseflow.hardware.model import param_groups
+from sparseflow.hardware.optimizers import check_optimizer
+from sparseflow.hardware.streaming.execution import stream_of
 from sparseflow.masks.dynamic import Dynamic
 from sparseflow.ranks import Ranks
 from sparseflow.training.engines import EngineName
@@ -28,6 +31,7 @@ from sparseflow.training.seeds import build_seeded, derive
 from sparseflow.training.steps import Stopped as Stopped
 from sparseflow.training.steps import Trained as Trained
 from sparseflow.training.steps import Training
+from sparseflow.training.streaming import Streaming
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 # What happens during training, as plain data: {"event": "step", "step": 100, "loss": 0.3, ...}.
@@ -39,13 +43,15 @@ class Trainer:
 
     `model` is a module, or a function that makes one from torch's global RNG (needed by controls that draw new
     weights; it is called under the run's seed). `optimizer` takes parameters or groups: partial(torch.optim.Adam,
-    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only. `schedule` is the factor on the learning
-    rate at a step. `clip` bounds the gradient norm.
+    lr=1e-3, fused=True). `weight_decay` applies to logical matrices only; `groups` makes other groups of a model and
+    that decay, such as `muon_groups`. `schedule` is the factor on the learning rate at a step. `clip` bounds the
+    gradient norm.
 
     A step is a batch of `batch_size` examples, cut into as many micro-batches as there are ranks times `accumulate`;
     each rank does its own, in order of the ranks. So two processes train, to the last bit, what one does that
     accumulates two micro-batches; BatchNorm alone sees the difference, for it normalises a micro-batch. On many ranks
-    `engine` is "ddp" or "fsdp2".
+    `engine` is "ddp" or "fsdp2". With `stream`, weights and optimizer state live in a store, and the model may be
+    larger than memory, or on the meta device.
     """
 
     def __init__(
@@ -65,26 +71,29 @@ class Trainer:
         evaluate_every: int | None = None,
         accelerator: Accelerator | None = None,
         engine: EngineName = "ddp",
+        stream: Streaming | None = None,
         listener: Listener | None = None,
+        groups: Callable[[nn.Module, float], list[dict[str, Any]]] | None = None,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps: expected at least 1, got {steps}")
         self.ranks = ranks.current()
-        _check_batches(batch_size, accumulate, self.ranks)
+        _check_batches(batch_size, accumulate * (1 if stream is None else stream.systems), self.ranks)
         if evaluate_every is not None and evaluate_every < 1:
             raise ValueError(f"evaluate_every: expected at least 1 step, got {evaluate_every}")
         for name, split in (("validation", data.validation), ("test", data.test)):
             if not len(split):
                 raise ValueError(f"data: expected at least one example in the {name} split, got none")
         self.data = data
-        self.make_optimizer = optimizer
+        self.make_optimizer, self.groups = optimizer, groups
         self.steps = steps
         self.seed = seed
         self.loss = loss
         self.schedule = schedule or constant()
         self.weight_decay = weight_decay
         self.clip = clip
-        self.accumulate = accumulate
+        # Of one process.
+        self.accumulate = accumulate * (1 if stream is None else stream.systems)
         self.evaluate_every = evaluate_every or max(1, steps // 20)
         self.order = Order(len(data.train), batch_size, derive(seed, "data"))
         self.engine: EngineName = engine
@@ -96,8 +105,8 @@ class Trainer:
         self._build = None if isinstance(model, nn.Module) else model
         # The result of the last training that `imp` ran.
         self.last: Trained | None = None
-        self.model = model if isinstance(model, nn.Module) else self.build()
-        self.model.to(self.device)
+        self.stream = stream
+        self.model = self._begin(model)
         if (steps_of_theirs := self.accelerator.gradient_accumulation_steps) != 1:
             raise ValueError(
                 f"accelerator: expected gradient_accumulation_steps=1, got {steps_of_theirs}, which would divide every "
@@ -162,6 +171,11 @@ class Trainer:
                 f"{type(dynamic).__name__}: its masks have their last density after {dynamic.settled} steps, and the "
                 f"training has {self.steps}; end them earlier, or train longer"
             )
+        if dynamic is not None and stream_of(model) is not None and (dynamic.uses_gradients or dynamic.replaces_step):
+            raise ValueError(
+                f"{type(dynamic).__name__} needs the gradients of pruned weights, which a streamed model never sends; "
+                "train without stream, or with masks that change by the weights alone, as SET's do"
+            )
         run = Training(self, model, start, schedule or self.schedule, progress, dynamic)
         began = time.perf_counter()
         for step in run.remaining():
@@ -175,6 +189,34 @@ class Trainer:
     def stepper(self, model: nn.Module, dynamic: Dynamic | None = None) -> Callable[[int], None]:
         """A function that does the optimizer step of a number, nothing else: for benchmarks of the step itself."""
         return Training(self, model, 0, self.schedule, None, dynamic).step
+
+    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
+        """A fresh optimizer of a model. `ValueError` where it turns out to be another one's."""
+        decay, groups = self.weight_decay, self.groups
+        if groups is None and decay:
+            groups = param_groups
+        optimizer = self.make_optimizer(list(model.parameters()) if groups is None else groups(model, decay))
+        check_optimizer(optimizer, model)
+        return optimizer
+
+    def close(self) -> None:
+        """Lets others open the store of a streamed model; the trainer cannot train any more. Any other does nothing."""
+        found = stream_of(self.model)
+        if found is not None:
+            found.close()
+
+    def _begin(self, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
+        stream = self.stream
+        if stream is None:
+            return model.to(self.device) if isinstance(model, nn.Module) else self.build()
+        stream.check(self.clip, self.ranks.world, self.accelerator.state.mixed_precision)
+
+        def begin() -> nn.Module:
+            made = model if isinstance(model, nn.Module) else model()
+            return stream.begin(made, self.optimizer_of, self.accumulate // stream.systems, self.device)
+
+        # What is on the meta device is initialised here.
+        return build_seeded(begin, derive(self.seed, "init"))
 
     def _on_cpus(self) -> bool:
         return self.ranks.world > 1 and not torch.cuda.is_available()

@@ -1,5 +1,7 @@
 """Masks that change in training: pruned weights stay zero, nothing dense stays, and what was stopped goes on."""
 
+import copy
+import math
 import os
 from functools import partial
 from pathlib import Path
@@ -8,17 +10,22 @@ from typing import Any
 import pytest
 import torch
 from leavings import left_in
+from threaded import together
 from tiny_task import SGD, tiny_trainer
 
 import sparseflow as sf
 from sparseflow.files import Ticket
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.model import sparse_layers
+from sparseflow.hardware.plan import Plan
 from sparseflow.masks.dynamic import SET, Dynamic, RigL
 from sparseflow.masks.phases import ACDC, GMP, SPDF, Static
+from sparseflow.ranks import ALONE, Ranks
 from sparseflow.training.lottery import train_dynamic
+from sparseflow.training.masking import Masking
 from sparseflow.training.pruning import Start
 from sparseflow.training.records import Records
+from sparseflow.training.steps import Training
 from sparseflow.training.trainer import Stopped, Trainer
 
 METHODS = [RigL(0.4, until=6, every=2), SET(0.4, until=6, every=2)]
@@ -131,6 +138,113 @@ def test_early_stop_waits_for_the_last_density() -> None:
     # The best network is the first one, unless one has to wait.
     trainer.schedule = lambda step: 0.0
     assert trainer.train(trainer.model, dynamic=method).early_stop_step >= 5
+
+
+def test_backends_are_chosen_for_the_density_that_it_ends_with() -> None:
+    for method, density in ((GMP(0.4, until=5, every=2), 0.4), (ACDC(0.4, 1, 2, 5), 0.4), (SPDF(0.4, 3), 0.4)):
+        ticket = train(None, method)[1]
+        assert ticket.plan is not None
+        rows = Plan.from_json(ticket.plan).rows
+        kept = sum(row.density * math.prod(row.shape) for row in rows)
+        assert kept / sum(math.prod(row.shape) for row in rows) == pytest.approx(density, abs=1 / 100)
+
+
+def momentum(training: Training) -> dict[str, torch.Tensor]:
+    """The optimizer's momentum by dense name, zeros where pruned."""
+    state = training.engine.optimizer_state()
+    return {name: state[f"{name}/momentum_buffer"] for name in sparse_layers(training.model)}
+
+
+@pytest.mark.parametrize("backend", ["dense", "dense-compact", "cpu"])
+@pytest.mark.parametrize("method", METHODS)
+def test_momentum_is_zero_at_new_connections_and_stays_at_old_ones(method: Dynamic, backend: str) -> None:
+    trainer = sparse_trainer(method, backend)
+    training = Training(trainer, trainer.model, 0, trainer.schedule, None, method)
+    found = []
+    for number in range(3):
+        before = {name: layer.mask for name, layer in sparse_layers(trainer.model).items()}
+        found.append(momentum(training) if number else {})
+        training.step(number)
+    after, grown = momentum(training), 0
+    for name, layer in sparse_layers(trainer.model).items():
+        new, old = layer.mask & ~before[name], layer.mask & before[name]
+        grown += int(new.sum())
+        assert not after[name][new].any() and not layer.weight[new].any()
+        assert after[name][old].any()
+        if method.replaces_step:
+            # Not even decayed: the update stands in the place of the step.
+            assert torch.equal(after[name][old], found[2][name][old])
+    assert grown
+
+
+def test_updates_count_steps_from_the_beginning_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The trap: a cosine over the steps since the start of this training would drop too much.
+    steps, update = list[int](), RigL.update
+
+    def seen(self: RigL, step: int, *others: Any) -> sf.Masks:
+        steps.append(step)
+        return update(self, step, *others)
+
+    monkeypatch.setattr(RigL, "update", seen)
+    trainer = sparse_trainer(METHODS[0])
+    trainer.train(trainer.model, start=3, dynamic=METHODS[0])
+    assert steps == [4]
+
+
+def scaled(scale: float) -> tuple[Training, torch.amp.GradScaler]:
+    """A training whose losses are scaled, as fp16 has it."""
+    trainer = sparse_trainer(METHODS[0])
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer.accelerator.scaler = scaler
+    return Training(trainer, trainer.model, 0, trainer.schedule, None, METHODS[0]), scaler
+
+
+def masks_of(training: Training) -> str:
+    return sf.Masks({name: layer.mask for name, layer in sparse_layers(training.model).items()}).digest
+
+
+def test_a_loss_scale_changes_no_mask() -> None:
+    trainer = sparse_trainer(METHODS[0])
+    plain = Training(trainer, trainer.model, 0, trainer.schedule, None, METHODS[0])
+    with_scale, _ = scaled(1024.0)
+    for number in range(5):
+        plain.step(number)
+        with_scale.step(number)
+        assert masks_of(with_scale) == masks_of(plain)
+    assert torch.equal(with_scale.model.fc1.values, plain.model.fc1.values)  # type: ignore[union-attr, arg-type]
+
+
+def test_a_scale_that_is_too_high_is_lowered_and_the_update_left_out() -> None:
+    training, scaler = scaled(2.0**127)
+    # So large a loss that every layer overflows, not one pruned weight alone.
+    training.trainer.loss = lambda y, target: 64 * y.logsumexp(-1).sum()
+    before, values = masks_of(training), training.model.fc1.values.detach().clone()  # type: ignore[union-attr, operator]
+    training.step(2)
+    assert masks_of(training) == before
+    assert torch.equal(training.model.fc1.values, values)  # type: ignore[union-attr, arg-type]
+    assert scaler.get_scale() == 2.0**126
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_with_different_data_find_the_same_masks(method: Dynamic) -> None:
+    trainer = sparse_trainer(method)
+    x, y = trainer.data.train.batch(torch.arange(40))
+
+    def updated(ranks: Ranks, part: slice) -> str:
+        model = copy.deepcopy(trainer.model).eval()
+        masking = Masking(method, 1, ranks)
+        with masking.gradients(2, model) as found:
+            torch.nn.functional.cross_entropy(model(x[part]), y[part]).backward()
+        masks = masking.update(2, model, found)
+        assert masks is not None
+        return masks.digest
+
+    halves = (slice(0, 20), slice(20, 40))
+    first, second = together(2, lambda ranks: updated(ranks, halves[ranks.rank]))
+    assert first == second == updated(ALONE, slice(0, 40))
+    if method.uses_gradients:
+        # The trap: each rank by the gradient of its own data.
+        assert updated(ALONE, halves[0]) != updated(ALONE, halves[1])
 
 
 def test_masks_that_would_never_be_done() -> None:

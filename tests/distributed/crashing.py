@@ -12,7 +12,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing.context import ForkServerProcess
@@ -31,6 +31,7 @@ from sparseflow.training.agreement import Pulse
 from sparseflow.training.controls import train_control
 from sparseflow.training.progress import Progress
 from sparseflow.training.records import Records
+from sparseflow.training.streaming import Streaming
 from sparseflow.training.trainer import Trainer
 
 # Seconds that no launch takes, and that the others of one that was killed get to notice.
@@ -82,6 +83,27 @@ POINTS = {
     "a control is trained": Point("sparseflow.training.records:Records.finish", "before", 0, _BOTH),
 }
 
+_STREAMING = "sparseflow.hardware.streaming"
+
+# Of a search that streams, beside those.
+STREAM_POINTS = {
+    "a store is made but for its manifest": Point(f"{_STREAMING}.store_manifest:Manifest.write", "before", 0),
+    "a store is made": Point(f"{_STREAMING}.store_manifest:Manifest.write", "after", 0),
+    "weights are half updated": Point(f"{_STREAMING}.store_parameter:StoredParameter._put", "after", 40),
+    "a gradient has come": Point(f"{_STREAMING}.optimizer:StoreOptimizer.receive", "after", 9),
+    "a checkpoint is saved and the store is not": Point("sparseflow.training.progress:Progress.save", "after", 1),
+    "one file of a commit is flushed": Point(f"{_STREAMING}.slots:MappedFile.sync", "after", 9),
+    "a store's manifest is to be renamed": Point("os:replace", "before", 2),
+    "a store's manifest is renamed": Point("os:replace", "after", 3),
+    "a checkpoint and its commit are done": Point("sparseflow.training.steps:commit_weights", "after", 2),
+    "a store is rewound": Point("sparseflow.training.lottery:load_dense_state", "after", 0),
+    "one layer has its mask": Point(f"{_STREAMING}.store:Store.remask", "after", 0),
+    "the optimizer begins anew": Point(f"{_STREAMING}.execution:Stream.renew", "after", 1),
+    "the best weights are in the store": Point("sparseflow.training.steps:Training._test", "before", 3),
+    "a round is recorded and the store is not": Point("sparseflow.training.records:Records.finish_round", "after", 1),
+    "a control is done and the weights are back": Point("sparseflow.training.controls:commit_weights", "before", 0),
+}
+
 
 class Net(nn.Module):
     """8 inputs, 16 hidden units, 3 classes, and dropout."""
@@ -97,6 +119,20 @@ class Net(nn.Module):
 
 def search(folder: Path) -> None:
     """Two rounds of 8 steps, rewound to step 3, and a control; a checkpoint at every second step."""
+    _search(folder, None, "dense-compact")
+
+
+def search_streamed(folder: Path) -> None:
+    """The same on a model whose weights are in a store beside the folder."""
+    _search(folder, Streaming(store_of(folder)), "stream")
+
+
+def store_of(folder: Path) -> Path:
+    """Of the search in a folder."""
+    return folder.with_suffix(".weights")
+
+
+def _search(folder: Path, stream: Streaming | None, backend: str) -> None:
     generator = torch.Generator().manual_seed(0)
     splits = [TensorSplit(torch.randn(n, 8, generator=generator), torch.arange(n) % 3) for n in (48, 24, 24)]
     trainer = Trainer(
@@ -107,13 +143,15 @@ def search(folder: Path) -> None:
         batch_size=16,
         evaluate_every=2,
         seed=1,
+        stream=stream,
     )
     records = Records(folder, ranks=current())
-    tickets = list(sf.imp(trainer, rounds=2, rate=0.5, floor=1, rewind_to=3, backend="dense-compact", records=records))
+    tickets = list(sf.imp(trainer, rounds=2, rate=0.5, floor=1, rewind_to=3, backend=backend, records=records))
     rewind_point = records.rewind_point(trainer.device)
     assert rewind_point is not None
     if records.metrics(2, "shuffle") is None:
         train_control(trainer, tickets[2], "shuffle", rewind_point, records)
+    trainer.close()
 
 
 @dataclass(frozen=True)
@@ -129,14 +167,18 @@ class Ended:
         return not any(self.statuses)
 
 
-def launch(folder: Path, world: int, point: Point | None = None) -> Ended:
+# A search in a folder, begun or gone on with.
+Work = Callable[[Path], None]
+
+
+def launch(folder: Path, world: int, point: Point | None = None, work: Work = search) -> Ended:
     """Starts the search in `folder`, or goes on with it, and waits for its end."""
-    return _ended(_start(folder, world, point), folder)
+    return _ended(_start(folder, world, point, work), folder)
 
 
-def launch_and_kill(folder: Path, world: int, victims: Sequence[int], seconds: float) -> Ended:
+def launch_and_kill(folder: Path, world: int, victims: Sequence[int], seconds: float, work: Work = search) -> Ended:
     """As `launch`; the victims are killed after so many seconds from the first step of any of them on."""
-    processes = _start(folder, world, None)
+    processes = _start(folder, world, None, work)
     begun = folder.with_suffix(".begun")
     deadline = time.monotonic() + _PATIENCE
     while not begun.exists() and all(process.is_alive() for process in processes) and time.monotonic() < deadline:
@@ -147,19 +189,19 @@ def launch_and_kill(folder: Path, world: int, victims: Sequence[int], seconds: f
     return _ended(processes, folder)
 
 
-def random_kills(folder: Path, world: int, count: int, seed: int, seconds: float) -> int:
+def random_kills(folder: Path, world: int, count: int, seed: int, seconds: float, work: Work = search) -> int:
     """Kills a search again and again at random instants within so many seconds; how many of them hit it."""
     draw, hits = random.Random(seed), 0
     for _ in range(count):
         victims = draw.choice([(0,), (world - 1,), tuple(range(world))])
-        hits += not launch_and_kill(folder, world, victims, draw.uniform(0, seconds)).well
+        hits += not launch_and_kill(folder, world, victims, draw.uniform(0, seconds), work).well
     return hits
 
 
-def _start(folder: Path, world: int, point: Point | None) -> list[ForkServerProcess]:
+def _start(folder: Path, world: int, point: Point | None, work: Work) -> list[ForkServerProcess]:
     for name in (".begun", ".reached", ".store", *(f".pid-{rank}" for rank in range(world))):
         folder.with_suffix(name).unlink(missing_ok=True)
-    processes = [context().Process(target=_work, args=(rank, world, folder, point)) for rank in range(world)]
+    processes = [context().Process(target=_work, args=(rank, world, folder, point, work)) for rank in range(world)]
     for process in processes:
         process.start()
     return processes
@@ -182,7 +224,7 @@ def _ended(processes: list[ForkServerProcess], folder: Path) -> Ended:
     return Ended([-signal.SIGKILL if status is None else status for status in statuses], _reached(folder).exists())
 
 
-def _work(rank: int, world: int, folder: Path, point: Point | None) -> None:
+def _work(rank: int, world: int, folder: Path, point: Point | None, work: Work) -> None:
     log = os.open(folder.with_suffix(f".log-{rank}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -205,7 +247,7 @@ def _work(rank: int, world: int, folder: Path, point: Point | None) -> None:
     folder.with_suffix(".begun").touch()
     if rank == 0 and point is not None:
         arm(point.function, point.when, point.number, lambda: _kill(point, folder))
-    search(folder)
+    work(folder)
     if world > 1:
         dist.destroy_process_group()
 

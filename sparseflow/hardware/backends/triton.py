@@ -7,6 +7,7 @@ not imported before a layer is packed or timed.
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from importlib.util import find_spec
 
 import torch
@@ -87,8 +88,13 @@ def _decide(work: Workload) -> Decision:
     return _modelled(some)
 
 
-@functools.cache
 def _modelled(work: Workload) -> Decision:
+    # The model knows of no copies.
+    return _modelled_alone(replace(work, chained_in=False, chained_out=False))
+
+
+@functools.cache
+def _modelled_alone(work: Workload) -> Decision:
     if work.device.type == "cpu":
         # Whoever asks for the interpreter wants to see the kernels run.
         times = without(modelled(work, H100), DENSE)

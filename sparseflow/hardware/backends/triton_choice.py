@@ -22,7 +22,7 @@ Kind = Literal["gather", "panel", "dense"]
 Which = Literal["forward", "dgrad", "wgrad"]
 
 WHICH: tuple[Which, ...] = ("forward", "dgrad", "wgrad")
-GATHER_HEIGHTS = (8, 16, 32, 64, 128)
+GATHER_HEIGHTS = (16, 32, 64, 128)
 # Programs may take some rows of a slice, so that one height serves most layers; small ones waste less in low slices.
 _USUAL_HEIGHT, _LOW_HEIGHT = 64, 16
 PANEL_HEIGHTS = (64, 128)
@@ -150,12 +150,12 @@ def without(times: Times, product: Product) -> Times:
 def assumed(work: Workload) -> Workload:
     """The workload as the choice sees it: with a number of rows, and without what does not matter to it.
 
-    Layers of about one density are one; whether tensors come and go feature-major is known only later. What follows a
-    product costs each kernel the same.
+    Layers of about one density are one, and what follows a product costs each kernel the same. Whether tensors come
+    and go feature-major stays: gathers and panels copy those that do not, dense products those that should.
     """
     rows = work.rows or ASSUMED_ROWS
     density = float(f"{work.density:.1e}")
-    plain = replace(work, bias=False, relu=False, chained_in=False, chained_out=False, threads=1)
+    plain = replace(work, bias=False, relu=False, threads=1)
     return replace(plain, rows=rows, density=density)
 
 

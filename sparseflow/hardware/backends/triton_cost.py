@@ -158,7 +158,7 @@ def _flops(call: Call) -> float:
     return 2.0 * share * call.rows * call.columns * call.tokens
 
 
-# Before anything was measured. Dense: what cuBLAS is known to reach of the data sheet; the others: a guess that a
-# gather reaches two thirds of its limit, and a product of gathered tiles what mma reaches of wgmma's rate.
+# Guesses, which stand until a chip was measured: that a library's dense product comes near its limit, a gather to two
+# thirds, and a product of gathered tiles, which waits for addresses before it can load, to somewhat less.
 _GUESSES: dict[Family, float] = {"dense": 0.8, "gather": 0.67, "gather_wgrad": 0.6, "panel": 0.6, "panel_wgrad": 0.5}
 GUESSED: dict[str, float] = {eta_name(family, dtype): guess for family, guess in _GUESSES.items() for dtype in DTYPES}

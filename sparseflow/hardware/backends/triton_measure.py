@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -22,8 +23,9 @@ from sparseflow.hardware.backends.triton_choice import (
     candidates,
 )
 from sparseflow.hardware.backends.triton_cost import ChipModel
-from sparseflow.hardware.backends.triton_op import TritonOp, pack, through
+from sparseflow.hardware.backends.triton_op import TritonOp, in_order, pack, through
 from sparseflow.hardware.backends.triton_parts import configs_of
+from sparseflow.hardware.backends.triton_tokens import to_feature_major
 from sparseflow.hardware.cache import cache_folder, environment, read_cache, write_cache
 from sparseflow.hardware.workload import Workload
 from sparseflow_kernels.triton_tune import Key, Tuner, config_text
@@ -44,7 +46,9 @@ def measured(work: Workload, chip: ChipModel, tuner: Tuner | None = None) -> Tim
     known = {} if path is None else read_cache(path / _FILE, _FORMAT)
     before = len(known)
     trial = Trial(work, chip, tuner or Tuner(known))
-    times: Times = {which: trial.times(which) for which in WHICH}
+    # Events are recorded on the current GPU, which need not be that of the workload.
+    with torch.cuda.device(work.device) if work.device.type == "cuda" else nullcontext():
+        times: Times = {which: trial.times(which) for which in WHICH}
     if path is not None and tuner is None and len(known) > before:
         write_cache(path / _FILE, _FORMAT, known)
     return times
@@ -104,10 +108,11 @@ class Trial:
     def _run(self, which: Which, product: Product) -> Tensor:
         tensors, op = self._made(), self._packed(which, product)
         if which == "forward":
-            return op.forward(tensors.x, tensors.values, None)
+            return op.forward_fused(tensors.x, tensors.values, None, False, self._work.chained_out)
         dy = through(tensors.dy, None, product != DENSE)
-        run = op.input_gradient if which == "dgrad" else op.weight_gradient
-        return run(dy, tensors.x, tensors.values)
+        if which == "wgrad":
+            return op.weight_gradient(dy, tensors.x, tensors.values)
+        return in_order(op.input_gradient(dy, tensors.x, tensors.values), self._work.chained_in)
 
     def _packed(self, which: Which, product: Product) -> TritonOp:
         # Packing is not part of a step; configurations share a structure.
@@ -145,5 +150,6 @@ def _tensors(work: Workload) -> _Tensors:
     mask = torch.rand(work.shape, device=work.device, generator=generator) < work.density
     mask.view(-1)[0] = True
     x, dy = (random(*size).to(work.compute_dtype) for size in (shape, (work.rows, work.shape[0], *image)))
+    x, dy = (to_feature_major(x) if work.chained_in else x), (to_feature_major(dy) if work.chained_out else dy)
     # Under autocast the op gets the parameter itself.
     return _Tensors(x, dy, random(int(mask.sum())).to(work.dtype), mask)

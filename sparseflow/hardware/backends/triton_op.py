@@ -48,6 +48,7 @@ class TritonOp:
     places: Tensor
     parts: dict[Which, Part]
     _images: dict[tuple[int, ...], Images] = field(init=False, repr=False, default_factory=dict)
+    _captured: dict[tuple[int, ...], Images] = field(init=False, repr=False, default_factory=dict)
 
     def __reduce__(self) -> tuple[type[TritonOp], tuple[str, tuple[int, ...], Tensor, dict[Which, Part]]]:
         # Tables of image sizes are made again.
@@ -81,6 +82,7 @@ class TritonOp:
 
     def forward_fused(self, x: Tensor, values: Tensor, bias: Tensor | None, relu: bool, feature_major: bool) -> Tensor:
         self._check(x, values)
+        self._check_bias(bias, x)
         if x.shape[0] == 0:
             return self._dense_forward(x, values, bias, relu)
         part = self.parts.get("forward")
@@ -89,7 +91,7 @@ class TritonOp:
         else:
             tokens = self._tokens(x)
             y = tokens.output(multiply(part, self._layout.forward, values, *tokens.input(x), bias, relu))
-        return _in_order(y, feature_major)
+        return in_order(y, feature_major)
 
     def backward_fused(
         self, dy: Tensor, x: Tensor, y: Tensor | None, values: Tensor, need_dx: bool, need_dbias: bool
@@ -105,7 +107,7 @@ class TritonOp:
             return torch.empty_like(x) if need_dx else None, torch.zeros_like(values), dbias
         dx = self.input_gradient(passed, x, values) if need_dx else None
         dvalues = self.weight_gradient(passed, x, values)
-        return dx if dx is None else _in_order(dx, is_feature_major(x)), dvalues, dbias
+        return dx if dx is None else in_order(dx, is_feature_major(x)), dvalues, dbias
 
     def input_gradient(self, dy: Tensor, x: Tensor, values: Tensor) -> Tensor:
         """dx in whatever strides come of it, for a dy that is feature-major where this product is not dense."""
@@ -169,11 +171,16 @@ class TritonOp:
         if geometry.kind == "linear":
             return Rows()
         key = (x.shape[0], x.shape[2], x.shape[3])
+        if key in self._captured:
+            return self._captured[key]
         if key not in self._images:
             while len(self._images) >= _SIZES:
                 self._images.pop(next(iter(self._images)))
             channels = self.shape[1] * geometry.groups
             self._images[key] = Images(self._axes(x), x.shape[0], channels, self.shape[0], self.places.device)
+        if _captures(x):
+            # Each replay of the graph reads these tables, however many other sizes come between.
+            self._captured[key] = self._images[key]
         return self._images[key]
 
     def _axes(self, x: Tensor) -> Axes:
@@ -197,6 +204,14 @@ class TritonOp:
                 f"got {x.dtype} and {values.dtype}"
             )
 
+    def _check_bias(self, bias: Tensor | None, x: Tensor) -> None:
+        if bias is None:
+            return
+        if bias.shape != self.shape[:1]:
+            raise ValueError(f"expected a bias of shape ({self.shape[0]},), got {tuple(bias.shape)}")
+        if bias.device != x.device:
+            raise ValueError(f"expected the bias on {x.device}, where x is, got {bias.device}; move the model")
+
     def _check_gradient(self, dy: Tensor, x: Tensor) -> None:
         image = () if x.dim() == 2 else (axis.out for axis in self._axes(x))
         expected = (x.shape[0], self.shape[0], *image)
@@ -216,10 +231,16 @@ def through(dy: Tensor, y: Tensor | None, sparse: bool) -> Tensor:
     return passed
 
 
+def in_order(y: Tensor, major: bool) -> Tensor:
+    """y as a layer gives it on: feature-major, or contiguous."""
+    return to_feature_major(y) if major else y.contiguous()
+
+
+def _captures(x: Tensor) -> bool:
+    """Whether what is launched on x goes into a CUDA graph."""
+    return x.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
 @functools.cache
 def _parsed(layout: str) -> Layout:
     return Layout.parse(layout)
-
-
-def _in_order(y: Tensor, major: bool) -> Tensor:
-    return to_feature_major(y) if major else y.contiguous()

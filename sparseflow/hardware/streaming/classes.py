@@ -121,6 +121,11 @@ def owner_of(module: nn.Module) -> Owner | None:
     return None if found is None else cast(Owner, found[0])
 
 
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The module's class; the one that it had before it was streamed, where it is."""
+    return _kind(module) if isinstance(module, StreamedModule) else type(module)
+
+
 _MADE: dict[tuple[type[nn.Module], tuple[str, ...], bool], type[nn.Module]] = {}
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from sparseflow.hardware.bits import pack_bits, unpack_bits
@@ -20,6 +21,7 @@ from sparseflow.hardware.streaming.formats import Format
 from sparseflow.hardware.streaming.forward import streamed_forward
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
+from sparseflow.hardware.streaming.scaling import LossScale
 from sparseflow.hardware.streaming.store import Store
 from sparseflow.hardware.streaming.units import Unit, check_mask
 
@@ -51,6 +53,7 @@ class Stream:
         self._echo = Channel(store, format.nbytes, rounded=rounded)
         self.buffers = Buffers({unit.name: unit.numel for unit in units}, device, self._fill)
         self._parameters = dict(parameters)
+        self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters.items()}
         self._anchor = torch.zeros((), device=device, requires_grad=True)
         self._running = self._backward = self._trains = False
         # How often weights were written by others than the optimizer.
@@ -60,20 +63,24 @@ class Stream:
         self._gates: dict[str, Tensor] = {}
         self._model = cast("Callable[[], nn.Module]", weakref.ref(model))
         self._adopt(model)
-        optimizer.register_step_post_hook(lambda *_: self._end_step())
+        self._listen()
 
     @property
     def names(self) -> list[str]:
         """Of all parameters, in the model's order."""
         return list(self._parameters)
 
+    def name_of(self, parameter: nn.Parameter) -> str:
+        """The first name of what this stands for in the model."""
+        return self._names[parameter]
+
     def mask(self, name: str) -> Tensor | None:
         """True = kept; None for a parameter that no mask was given for."""
-        return self.store.mask(name) if self._masked(name) else None
+        return self.store.mask(name) if self.store.masked(name) else None
 
-    def read(self, name: str) -> Tensor:
-        """The dense parameter in memory of its own, zeros at the pruned places."""
-        return self.store.read(name)
+    def read(self, name: str, out: Tensor | None = None) -> Tensor:
+        """The dense parameter in `out`, or in memory of its own; zeros at the pruned places."""
+        return self.store.read(name, out)
 
     def write(self, name: str, weight: Tensor) -> None:
         """Replaces the kept weights by those of a dense tensor; the optimizer state stays."""
@@ -89,9 +96,27 @@ class Stream:
             self.store.remask(name, mask)
         self._written()
 
-    def commit(self) -> None:
-        """Makes what the store holds now, with the model's buffers, what it will hold after a crash."""
+    def densify(self) -> None:
+        """Takes all masks away; what was pruned is zero."""
+        for name in self.names:
+            if self.store.masked(name):
+                self.store.remask(name, None)
+        self._written()
+
+    def renew(self, template: torch.optim.Optimizer) -> StoreOptimizer:
+        """An optimizer with the settings of another one, which replaces the present one and begins anew."""
+        scale = None if self.format.scale is None else LossScale(self.format.scale)
+        self.optimizer = self.optimizer.renewed(template, scale)
+        self._listen()
+        return self.optimizer
+
+    def commit(self, note: Mapping[str, JsonValue] | None = None) -> None:
+        """Makes what the store holds now, with the model's buffers, what it will hold after a crash.
+
+        note: JSON that goes with it, and is found again as `store.about["note"]`.
+        """
         about = save_buffers(self._model(), self.store)
+        about["note"] = dict(note or {})
         passes, scale = self.optimizer.passes, self.optimizer.scale_of_loss
         about["run"] = {"format": self.format.name, "systems": passes.systems, "micro_batches": passes.micro_batches}
         if scale is not None:
@@ -102,13 +127,13 @@ class Stream:
         """Goes back to the last commit, as after a step that went wrong."""
         self.store.rollback()
         self.optimizer.forget()
-        self.restore()
+        self.restore(self.store.about)
         self._written()
 
-    def restore(self) -> None:
-        """Takes buffers and loss scale from what was committed last."""
-        load_buffers(self._model(), self.store, self.store.about)
-        if self.optimizer.scale_of_loss is not None and (saved := self.store.about.get("loss_scale")):
+    def restore(self, about: Mapping[str, JsonValue]) -> None:
+        """Takes the model's buffers from the store and what `commit` gave it as `about`, and the loss scale there."""
+        load_buffers(self._model(), self.store, about)
+        if self.optimizer.scale_of_loss is not None and (saved := about.get("loss_scale")):
             self.optimizer.scale_of_loss.load_state_dict(cast("dict[str, float]", saved))
 
     def close(self) -> None:
@@ -146,7 +171,7 @@ class Stream:
         """As a SparseLayer saves it: kept values and packed mask; views of the store, only to be read."""
         name = unit.weights[key].name
         values = self.store.values(name)
-        if not self._masked(name):
+        if not self.store.masked(name):
             return {"": values.view(self.store.shape(name))}
         return {"_values": values, "_mask": pack_bits(self.store.mask(name))}
 
@@ -227,8 +252,8 @@ class Stream:
         self._writes += 1
         self.buffers.clear()
 
-    def _masked(self, name: str) -> bool:
-        return self.store.parameter(name).record.index_sha256 is not None
+    def _listen(self) -> None:
+        self.optimizer.register_step_post_hook(lambda *_: self._end_step())
 
     @contextmanager
     def _while_running(self) -> Iterator[None]:

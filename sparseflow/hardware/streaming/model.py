@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ def stream(
     buffer_limit: int | None = None,
     initialise: Callable[[nn.Module], None] | None = None,
     strict: bool = False,
+    anew: bool = False,
 ) -> tuple[nn.Module, StoreOptimizer]:
     """The same model, whose weights live in `store`, and an optimizer that updates them there.
 
@@ -53,6 +54,8 @@ def stream(
     keep gradients until `step`, as more than one pass, clipping and formats with a loss scale need.
     device: where the model computes; that of its parameters, or the CPU. buffer_limit: bytes that one module's weights
     may take. strict: assert that nothing but kept weights crosses the wire.
+    anew: begin with the model's weights and `masks` though the folder may hold a store, which they replace by the next
+    commit.
 
     The model's parameters are meta tensors afterwards; `module.weight` is made at each access and only to be read.
     `ValueError` for masks, stores and optimizers that do not fit, and for a module that `buffer_limit` cannot hold.
@@ -65,11 +68,12 @@ def stream(
     place = torch.device(device) if device is not None else _device_of(model)
     names = first_names(model)
     keys = _state_keys(optimizer, model, names)
-    kept = _opened(model, store, units, masks, keys, initialise)
+    kept = _opened(model, store, units, masks, keys, initialise, anew)
     stand_ins = {p: (names[id(p)], streamed_parameter(p)) for p in model.parameters()}
     scale = None if numbers.scale is None else LossScale(numbers.scale)
     made = StoreOptimizer(optimizer, stand_ins, kept, passes, spill or passes.count > 1, scale)
-    Stream(model, kept, units, made, dict(stand_ins.values()), numbers, place, strict).restore()
+    made_of = Stream(model, kept, units, made, dict(stand_ins.values()), numbers, place, strict)
+    made_of.restore({} if anew else kept.about)
     return model, made
 
 
@@ -136,16 +140,12 @@ def _opened(
     masks: Mapping[str, Tensor] | None,
     keys: Mapping[str, tuple[str, ...]],
     initialise: Callable[[nn.Module], None] | None,
+    anew: bool,
 ) -> Store:
     shapes = {weight.name: weight.shape for unit in units for weight in unit.weights.values()}
     aliases, masks = every_name(model), masks or {}
     for name, mask in masks.items():
         check_mask(name, mask, shapes, aliases)
-    path = None if folder is None else Path(folder)
-    _check_made(model, units)
-    if path is not None and (path / MANIFEST).exists():
-        buffers = {name: tuple(buffer.shape) for name, buffer in float_buffers(model).items()}
-        return _same(Store.open(path, {**shapes, **buffers}), masks, keys)
 
     def entries() -> Iterator[Entry]:
         for name, weight in initial_weights(units, initialise):
@@ -153,6 +153,13 @@ def _opened(
         for name, buffer in float_buffers(model).items():
             yield Entry(name, tuple(buffer.shape), None, buffer.to("cpu"))
 
+    path = None if folder is None else Path(folder)
+    _check_made(model, units)
+    if path is not None and (path / MANIFEST).exists():
+        buffers = {name: tuple(buffer.shape) for name, buffer in float_buffers(model).items()}
+        found = Store.open(path, {**shapes, **buffers})
+        _check_keys(found, keys)
+        return _replaced(found, entries()) if anew else _same(found, masks)
     return Store.create(path, entries())
 
 
@@ -169,7 +176,26 @@ def _check_made(model: nn.Module, units: list[Unit]) -> None:
                 )
 
 
-def _same(store: Store, masks: Mapping[str, Tensor], keys: Mapping[str, tuple[str, ...]]) -> Store:
+def _replaced(store: Store, entries: Iterable[Entry]) -> Store:
+    """The store with other content, as it was made with."""
+    try:
+        for entry in entries:
+            if store.masked(entry.name) or entry.mask is not None:
+                store.remask(entry.name, entry.mask)
+            weight = entry.weight() if callable(entry.weight) else entry.weight
+            assert weight is not None
+            store.write(entry.name, weight)
+            if store.steps(entry.name):
+                for key in entry.keys:
+                    store.put(entry.name, torch.zeros(store.nnz(entry.name)), key)
+                store.set_steps(entry.name, 0)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _check_keys(store: Store, keys: Mapping[str, tuple[str, ...]]) -> None:
     for name, wanted in keys.items():
         if store.keys(name) != wanted:
             store.close()
@@ -177,6 +203,9 @@ def _same(store: Store, masks: Mapping[str, Tensor], keys: Mapping[str, tuple[st
                 f"the store keeps the optimizer state {store.keys(name)} of {name!r}, and this optimizer needs "
                 f"{wanted}; pass the optimizer that it was made for, or take another folder"
             )
+
+
+def _same(store: Store, masks: Mapping[str, Tensor]) -> Store:
     for name, mask in masks.items():
         if not torch.equal(store.mask(name), mask.cpu()):
             store.close()

@@ -71,7 +71,8 @@ class StoreOptimizer(torch.optim.Optimizer):
         super().__init__(groups, template.defaults)
         self.passes, self.scale_of_loss = passes, scale
         self._template, self._store = template, store
-        self._sums = TreeSums(passes, Spill(store)) if spill else None
+        self._spill = Spill(store) if spill else None
+        self._sums = None if self._spill is None else TreeSums(passes, self._spill)
         self._names = {stand_in: name for name, stand_in in parameters.values()}
         self._stand_ins = {name: stand_in for name, stand_in in parameters.values()}
         # Name → the passes of this step whose gradient has come.
@@ -142,6 +143,38 @@ class StoreOptimizer(torch.optim.Optimizer):
         self._factor = torch.clamp(max_norm / (total + 1e-6), max=1.0)
         return total
 
+    @property
+    def spills(self) -> bool:
+        """Whether gradients are kept until `step`."""
+        return self._sums is not None
+
+    def renewed(self, template: torch.optim.Optimizer, scale: LossScale | None) -> StoreOptimizer:
+        """One like this for the same parameters, by another template of the same class; its state begins at zero.
+
+        This one is not to be used any more. `ValueError` for a template that needs other state.
+        """
+        for group in template.param_groups:
+            rule = rule_of(template, group)
+            for parameter in group["params"]:
+                keys = self._store.keys(self._names[parameter])
+                if parameter.requires_grad and rule.keys != keys:
+                    raise ValueError(
+                        f"the store keeps the optimizer state {keys}, and {type(template).__name__} needs {rule.keys}; "
+                        "make a new store for it"
+                    )
+        for name in self._stand_ins:
+            if self._store.steps(name):
+                for key in self._store.keys(name):
+                    self._store.put(name, torch.zeros(self._store.nnz(name)), key)
+                self._store.set_steps(name, 0)
+        self._clear()
+        if self._spill is not None:
+            self._spill.close()
+        parameters: dict[nn.Parameter, tuple[str, StreamedParameter]] = {
+            stand_in: (name, stand_in) for name, stand_in in self._stand_ins.items()
+        }
+        return StoreOptimizer(template, parameters, self._store, self.passes, self.spills, scale)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients that were kept. `ValueError` where they were applied already and no step followed."""
         if self._came and self._sums is None:
@@ -205,7 +238,8 @@ class StoreOptimizer(torch.optim.Optimizer):
         return True
 
     def _totals(self, sums: TreeSums) -> Iterator[tuple[str, Tensor]]:
-        for name in self._came:
+        # As torch has them, and not as they came, for the order of a norm's additions.
+        for name in [name for name in self._stand_ins if name in self._came]:
             total = sums.total(name)
             yield name, total if self.scale_of_loss is None else total / self.scale_of_loss.value
 

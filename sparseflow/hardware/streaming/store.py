@@ -11,6 +11,7 @@ Files that the manifest does not name are left by a process that died, and are s
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +24,7 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from sparseflow.atomic import sync_directory
-from sparseflow.hardware.streaming.slots import MappedFile, Memory, Pages, Traffic
+from sparseflow.hardware.streaming.slots import PAGE, MappedFile, Memory, Pages, Traffic
 from sparseflow.hardware.streaming.store_folder import check_model, lock, mapped, sweep
 from sparseflow.hardware.streaming.store_making import check_weight, new_parameter, with_mask
 from sparseflow.hardware.streaming.store_manifest import NAME, SCRATCH, Manifest, read_manifest
@@ -167,8 +168,8 @@ class Store:
         """Sets how many updates a parameter has had, as where an optimizer's state is loaded."""
         self._now[name].set_steps(steps)
 
-    def remask(self, name: str, mask: Tensor) -> None:
-        """Changes the mask: what stays keeps value and state, what comes back begins with zeros.
+    def remask(self, name: str, mask: Tensor | None) -> None:
+        """Changes the mask: what stays keeps value and state, what comes back begins with zeros. None: keeps all.
 
         Until the next commit, the disk holds both.
         """
@@ -178,6 +179,10 @@ class Store:
             old.pages.remove()
         else:
             self._before[name] = old
+
+    def masked(self, name: str) -> bool:
+        """Whether it has a mask, be it one that keeps all."""
+        return self._now[name].record.index_sha256 is not None
 
     def update(self, name: str, gradient_Z: Tensor, rule: Rule) -> None:
         """One step of an optimizer on the kept values. `ValueError` for a rule with other state than the store has."""
@@ -222,6 +227,13 @@ class Store:
         for parameter in self._now.values():
             assert parameter.committed is not None
             parameter.record, parameter.torn = parameter.committed, False
+
+    def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor of zeros beside the parameters, on the disk if they are there; gone once nobody holds it."""
+        count = math.prod(shape)
+        pages = self.scratch(max(PAGE, count * dtype.itemsize))
+        pages.remove()
+        return pages.view(0, count, dtype).view(tuple(shape))
 
     def scratch(self, nbytes: int) -> Pages:
         """Bytes beside the parameters, on the disk if they are there, for what does not outlast the process."""

@@ -31,7 +31,7 @@ def new_parameter(entry: Entry, number: int, make: MakePages, traffic: Traffic) 
     return made
 
 
-def with_mask(old: StoredParameter, mask: Tensor, make: MakePages, traffic: Traffic) -> StoredParameter:
+def with_mask(old: StoredParameter, mask: Tensor | None, make: MakePages, traffic: Traffic) -> StoredParameter:
     """The same parameter under another mask: what stays keeps value and state, what comes back begins with zeros."""
     record = old.record
     entry = Entry(record.name, record.shape, mask, None, record.keys)

@@ -70,6 +70,11 @@ class StoredParameter:
         """Kept weights: Z."""
         return self.record.nnz
 
+    @property
+    def index_bytes(self) -> int:
+        """Of the index alone."""
+        return self._layout.index_bytes
+
     def section(self, key: str | None = None) -> Tensor:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
         return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)

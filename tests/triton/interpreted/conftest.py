@@ -17,6 +17,12 @@ if not isinstance(tl.sum, InterpretedFunction):
     raise pytest.UsageError("triton is imported already; run these tests in a process of their own, before others")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # The interpreter of Triton 3.6 does this with every loop.
+    warning = "Conversion of an array with ndim > 0 to a scalar is deprecated"
+    config.addinivalue_line("filterwarnings", f"ignore:{warning}:DeprecationWarning:triton.runtime.interpreter")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def poisoned_memory() -> Iterator[None]:
     """Lets every tensor that is made without values hold NaN: what a kernel does not write then shows."""

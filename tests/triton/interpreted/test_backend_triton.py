@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.hardware import measure
-from sparseflow.hardware.backends import get
+from sparseflow.hardware.backends import get, triton_op
 from sparseflow.hardware.backends.base import FusedOp, MasterOp
 from sparseflow.hardware.backends.triton import Triton
 from sparseflow.hardware.backends.triton_op import TritonOp
@@ -51,7 +51,7 @@ MIXES = [
     "gather16/dense/dense",
     "dense/gather64/dense",
     "dense/dense/gather64",
-    "gather8/gather32/gather16",
+    "gather128/gather32/gather16",
     f"gather64[{config_text(SPMM)}]/gather64/gather64[{config_text(SDDMM)}]",
 ]
 PANELS = ["panel64/panel64/panel128", "panel64[tokens=64,depth=32,warps=4,stages=2]/gather64/panel64"]
@@ -98,7 +98,7 @@ def test_a_structure_is_shared_where_two_products_can() -> None:
     mask = torch.rand(8, 8) < 0.5
     shared, own, dense = (
         Triton().pack(mask, f"triton/1/linear/{products}")
-        for products in ("gather16/dense/gather16", "gather16/dense/gather8", "gather16/dense/dense")
+        for products in ("gather16/dense/gather16", "gather16/dense/gather32", "gather16/dense/dense")
     )
     assert shared.tensors().keys() == dense.tensors().keys()
     assert any(name.startswith("wgrad.") for name in own.tensors())
@@ -194,9 +194,15 @@ BAD_LAYOUTS = {
     "cpu/1/linear/f1/b1": "expected a layout such as 'triton/1/linear/gather64/gather64/dense', got 'cpu/1",
     "triton/2/linear/dense/dense/dense": "plan anew",
     "triton/1/linear/dense/dense": "plan anew",
-    "triton/1/linear/gather7/dense/dense": "expected dense, gather8, .*, panel128, .*got 'gather7'",
+    "triton/1/linear/gather7/dense/dense": "expected dense, gather16, .*, panel128, .*got 'gather7'",
     "triton/1/linear/dense[tokens=1]/dense/dense": "got 'dense.tokens=1.'",
     "triton/1/linear/gather16[size=1]/dense/dense": "configuration such as lanes=N,tokens=N.*got 'size=1'",
+    "triton/1/linear/gather16[lanes=3,tokens=8]/dense/dense": "lanes: expected 1, 2, 4, ..., got 3",
+    "triton/1/linear/gather16[lanes=8,tokens=8,share=0]/dense/dense": "share: expected 1 or more, got 0",
+    "triton/1/linear/dense/dense/gather16[lanes=8,steps=0,tokens=8,part=8]": "steps: expected 1, 2, 4, ..., got 0",
+    # Past the end of the last panel.
+    "triton/1/linear/panel64[tokens=64,depth=128,warps=4,stages=2]/dense/dense": "depth: expected 32 or 64, got 128",
+    "triton/1/linear/dense/dense/panel64[slots=48,tokens=64,warps=4,stages=2]": "slots: expected 1, 2, 4, ..., got 48",
 }
 
 
@@ -220,6 +226,13 @@ def test_wrong_tensors_are_refused_before_any_kernel() -> None:
             op.forward(a, b, None)
         with pytest.raises(ValueError, match=words):
             op.backward(torch.zeros(3, 8), a, b, True)
+    for dense in (False, True):
+        chosen = get("triton").pack(torch.ones(8, 6) > 0, "triton/1/linear/dense/dense/dense") if dense else op
+        held = torch.zeros(chosen.nnz)
+        with pytest.raises(ValueError, match=r"expected a bias of shape \(8,\), got \(1,\)"):
+            chosen.forward(x, held, torch.zeros(1))
+        with pytest.raises(ValueError, match="expected the bias on cpu, where x is, got meta"):
+            chosen.forward(x, held, torch.zeros(8, device="meta"))
     with pytest.raises(ValueError, match=r"expected dy of shape \(3, 8\)"):
         op.backward(torch.zeros(3, 7), x, values, True)
     with pytest.raises(ValueError, match="expected dy on cpu, where x is, got meta"):
@@ -246,3 +259,18 @@ def test_tables_of_a_few_image_sizes_are_kept() -> None:
         x = torch.randn(images, 1, size, size)
         op.backward(torch.ones_like(op.forward(x, values, None)), x, values, False)
     assert len(op._images) == 8
+
+
+def test_tables_that_a_captured_graph_reads_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = Triton().pack(
+        torch.ones(2, 1, 3, 3, dtype=torch.bool), "triton/1/conv2d:s1,1:p1,1:d1,1:g1/dense/dense/gather64"
+    )
+    assert isinstance(op, TritonOp)
+    first, *others = (torch.randn(1, 1, size, size) for size in range(3, 15))
+    op._tokens(first)
+    with monkeypatch.context() as capturing:
+        capturing.setattr(triton_op, "_captures", lambda x: True)
+        captured = op._tokens(first)
+    for x in others:
+        op._tokens(x)
+    assert op._tokens(first) is captured and len(op._images) == 8

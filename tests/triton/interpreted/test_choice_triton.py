@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.hardware import cache
-from sparseflow.hardware.backends import triton_measure
+from sparseflow.hardware.backends import triton_measure, triton_tokens
 from sparseflow.hardware.backends.triton import Triton
 from sparseflow.hardware.backends.triton_chips import CHIPS, H100, INTERPRETER, chip_of, fit_path
 from sparseflow.hardware.backends.triton_choice import (
@@ -32,6 +33,7 @@ from sparseflow.hardware.flow import Flow
 from sparseflow.hardware.plan import Plan
 from sparseflow.hardware.routing import route_to
 from sparseflow.hardware.workload import Geometry, Workload
+from sparseflow.testing.placement import is_feature_major
 from sparseflow_kernels.triton_tune import Tuner
 
 GPU = torch.device("cuda")
@@ -102,7 +104,7 @@ def test_a_convolution_is_counted_by_its_pixels_and_by_the_phases_of_its_stride(
 def test_a_layout_survives_its_text() -> None:
     for layout in (
         Layout(Geometry(), Product("gather", 16, "tokens=64,warps=4"), Product("panel", 128), DENSE),
-        Layout(Geometry("conv2d", (2, 1), (1, 0)), DENSE, DENSE, Product("gather", 8)),
+        Layout(Geometry("conv2d", (2, 1), (1, 0)), DENSE, DENSE, Product("gather", 32)),
     ):
         assert Layout.parse(str(layout)) == layout
 
@@ -243,10 +245,61 @@ def test_a_gpu_is_measured_once_where_somebody_has_looked(monkeypatch: pytest.Mo
     work = replace(LARGE, shape=(4096, 4000))
     assert not Triton().cost(work).measured and Triton().layout(replace(work, rows=0)).count("gather64") == 3
     assert not asked
-    near = replace(work, density=0.01001, bias=True, relu=True, chained_in=True, threads=7)
+    near = replace(work, density=0.01001, bias=True, relu=True, threads=7)
     assert Triton().layout(work) == Triton().layout(near) == "triton/1/linear/gather16/gather16/gather16"
     assert Triton().explain(work) == (
         "forward gather16 (2.00x of dense), dgrad gather16 (2.00x of dense), wgrad gather16 (2.00x of dense); "
         "each measured on the H100 SXM"
     )
     assert asked == [replace(work, threads=1)]
+    # Tensors that come feature-major need no copy.
+    Triton().layout(replace(work, chained_in=True))
+    assert asked[1:] == [replace(work, threads=1, chained_in=True)]
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_trial_runs_chained_products_without_copies(chained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Workload((16, 12), rows=8, density=0.3, chained_in=chained, chained_out=chained)
+    trial = triton_measure.Trial(work, H100, Tuner({}))
+    trial._run("forward", Product("gather", 64))
+    copies: list[Tensor] = []
+    copy = triton_tokens.empty_feature_major
+    monkeypatch.setattr(triton_tokens, "empty_feature_major", lambda x: [copies.append(x), copy(x)][1])
+    y, dx = (trial._run(which, product) for which, product in (("forward", Product("gather", 64)), ("dgrad", DENSE)))
+    assert is_feature_major(y) == is_feature_major(dx) == chained
+    assert len(copies) == (not chained)
+
+
+def test_a_gpu_that_is_not_the_current_one_is_timed_by_its_own_events(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside: list[torch.device] = []
+
+    @contextmanager
+    def current(device: torch.device) -> Iterator[None]:
+        inside.append(device)
+        yield
+        inside.pop()
+
+    def times(self: triton_measure.Trial, which: str) -> dict[Product, float]:
+        assert inside == [torch.device("cuda:1")]
+        return {DENSE: 1.0}
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    monkeypatch.setattr(triton_measure.Trial, "times", times)
+    triton_measure.measured(replace(LARGE, device=torch.device("cuda:1")), H100)
+
+
+def test_a_layer_in_a_chain_gets_the_layout_that_was_measured_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Workload] = []
+
+    def layout(self: Triton, work: Workload) -> str:
+        asked.append(work)
+        return f"triton/1/linear/{'gather64' if work.chained_in else 'dense'}/dense/dense"
+
+    monkeypatch.setattr(Triton, "layout", layout)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    masks = {"0.weight": torch.rand(6, 8) < 0.5, "2.weight": torch.rand(4, 6) < 0.5}
+    first, second = sf.plan(model, masks, torch.randn(3, 8), backend="triton").rows
+    assert first.feature_major and "/dense/dense/dense" in first.layout
+    assert not second.feature_major and "/gather64/" in second.layout
+    assert {(work.chained_in, work.chained_out) for work in asked} == {(False, True), (True, False)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from torch import Tensor
 
 from sparseflow.testing import assert_close
 from sparseflow.testing.closeness import same_bits
-from sparseflow_kernels import reference
+from sparseflow_kernels import reference, triton_sddmm
 from sparseflow_kernels.triton_lines import linear_lines
 from sparseflow_kernels.triton_sddmm import SddmmConfig, sddmm
 
@@ -67,6 +69,23 @@ def test_the_gradient_takes_the_dtype_asked_for(part: int) -> None:
     got = gradient(layer, SddmmConfig(8, 8, 16, part), torch.bfloat16)
     assert got.dtype == torch.bfloat16
     assert_close(got, expected(layer), "dvalues")
+
+
+def test_partial_sums_take_a_bounded_amount_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = LinearLayer(9, 10, 64, 0.5)
+    sizes: list[int] = []
+    launch = triton_sddmm._launch
+
+    def watched(*arguments: Any) -> None:
+        sizes.append(arguments[-1].numel())
+        launch(*arguments)
+
+    monkeypatch.setattr(triton_sddmm, "_launch", watched)
+    nnz = int(layer.mask.sum())
+    for most in (3 * nnz, nnz - 1):
+        monkeypatch.setattr(triton_sddmm, "_SCRATCH", most)
+        assert_close(gradient(layer, SddmmConfig(8, 8, 16, 16)), expected(layer), "dvalues")
+    assert sizes == [3 * nnz, nnz]
 
 
 def test_results_repeat_bit_for_bit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from sparseflow.testing import assert_close
 from sparseflow.testing.closeness import same_bits
 from sparseflow.testing.placement import bordered
-from sparseflow_kernels import reference
+from sparseflow_kernels import reference, triton_spmm
 from sparseflow_kernels.triton_coo import forward_coo
 from sparseflow_kernels.triton_lines import linear_lines
 from sparseflow_kernels.triton_pack import refresh
@@ -123,6 +124,22 @@ def test_results_do_not_depend_on_how_the_work_is_cut(cap: int | None) -> None:
     first = product(structure, layer, layer.x)
     for config in (SpmmConfig(8, 16, 2), SpmmConfig(16, 32, programs=2)):
         assert same_bits(product(structure, layer, layer.x, config), first)
+
+
+def test_more_pieces_and_tokens_than_the_second_axis_of_a_grid_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[tuple[int, ...]] = []
+
+    class Recorded:
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *args, **sizes: grids.append(grid)
+
+    monkeypatch.setattr(triton_spmm, "add_pieces_kernel", Recorded())
+    structure = slices(*forward_coo(torch.ones(2, 2, dtype=torch.bool)), 4, cap=1)
+    many = dataclasses.replace(structure, split_rows=structure.split_rows[:1].expand(70_000))
+    for split, tokens in ((many, 1), (structure, 70_000 * 1024)):
+        triton_spmm._add_pieces(split, torch.empty(0), None, False, torch.empty(1).expand(1, tokens))
+    # CUDA C++ Programming Guide, table of compute capabilities: the largest y of a grid of thread blocks.
+    assert [all(size < 2**16 for size in grid[1:]) for grid in grids] == [True, True]
 
 
 def test_no_tokens_and_no_rows() -> None:
