@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import sparseflow
-from sparseflow.algorithms import make_dynamic
+from sparseflow.algorithms import make_dynamic, make_strong
 from sparseflow.files import Ticket, save
 from sparseflow.recipes import Recipe
 from sparseflow.replay import wafer_step
@@ -101,7 +101,9 @@ def _search(run: Run, task: Task, number: int, rounds: list[dict[str, Any]]) -> 
     """What finding the tickets of that round cost, and how often there was one."""
     recipe, steps = run.recipe, run.recipe.training.steps
     method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, steps)
-    settled = method is None or method.settled == 0
+    # A strong ticket's scores are trained over all weights.
+    strong = make_strong(recipe.algorithm.name, recipe.algorithm.options) is not None
+    settled = not strong and (method is None or method.settled == 0)
     costs = [
         search_cost(
             [one for one in rounds if one["seed"] == seed], number, steps, task.flops, method is not None, settled

@@ -247,11 +247,21 @@ CLAIMS = (
         needs=("sparseflow.training.muon", "sparseflow.training.erasure"),
     ),
     Claim(
-        "21",
+        "21a",
         "1911.11134, 2303.10464: RigL's counts and state, SPDF's densification and FLOPs",
         "laws, each exact",
         "exact",
         "laws:structure",
         fast=True,
+    ),
+    Claim(
+        "21b",
+        "2303.11525: sparse layers that are wider take the FLOPs of the dense ones",
+        "LeNet, parallel, factorised and doped, at 100, 50, 25 and 10 %: FLOPs over dense",
+        "exact",
+        "laws:iso_flop",
+        seeds=(),
+        fast=True,
+        needs=("sparseflow.training.sparse_ift",),
     ),
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from math import cos, floor, pi
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sparseflow import models
 from sparseflow.hardware.flops import layer_flops, step_flops
 from sparseflow.hardware.model import current_masks, dense_weights, sparse_layers
 from sparseflow.hardware.plan import remask, sparsify
@@ -24,7 +27,7 @@ _SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
 def structure(seeds: Sequence[int], folder: Path) -> Outcome:
-    """Row 21: all laws, each a yes or a no."""
+    """Row 21a: all laws, each a yes or a no."""
     found = {
         "RigL's counts": all(_rigl_counts(seed) for seed in seeds),
         "momentum zero at new weights alone": all(_momentum(seed) for seed in seeds),
@@ -32,6 +35,23 @@ def structure(seeds: Sequence[int], folder: Path) -> Outcome:
         "SPDF's FLOPs": _spdf_flops(),
     }
     return Outcome(all(found.values()), "; ".join(f"{what}: {'yes' if held else 'no'}" for what, held in found.items()))
+
+
+def iso_flop(seeds: Sequence[int], folder: Path) -> Outcome:
+    """Row 21b: layers of Sparse-IFT take the FLOPs of the dense ones that they replace."""
+    sparse_ift: Any = import_module("sparseflow.training.sparse_ift")
+    shown, holds = [], True
+    for name in ("parallel", "factorized", "doped"):
+        ratios = []
+        for density in (1.0, 0.5, 0.25, 0.1):
+            dense, model = models.lenet_300_100(), models.lenet_300_100()
+            kept = getattr(sparse_ift, name)(model, density).kept
+            # Rows are the same everywhere in an MLP: FLOPs are in proportion to the weights.
+            spent = sum(kept.get(each, weight.numel()) for each, weight in dense_weights(model).items())
+            ratios.append(spent / sum(weight.numel() for weight in dense_weights(dense).values()))
+        holds = holds and all(ratio == 1.0 for ratio in ratios)
+        shown.append(f"{name} {', '.join(f'{ratio:.6g}' for ratio in ratios)}")
+    return Outcome(holds, "; ".join(shown))
 
 
 def _rigl_counts(seed: int) -> bool:

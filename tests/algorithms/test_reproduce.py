@@ -76,7 +76,7 @@ def test_rigl_that_loses_weights_is_missed(monkeypatch: pytest.MonkeyPatch, tmp_
         return masks
 
     monkeypatch.setattr(RigL, "update", trap)
-    (claim,) = find_claims(["21"])
+    (claim,) = find_claims(["21a"])
     result = reproduce(claim, tmp_path)
     assert result.status == "missed" and "RigL's counts: no" in result.measured
 
