@@ -2,8 +2,8 @@
 
 A ticket of iterative pruning at round r was found by the trainings of rounds 0 to r − 1; one that is pruned at
 initialisation, or whose masks change while it trains, by none. What criteria look at between trainings is not counted:
-at most a few hundred passes over a batch; nor are the dense gradients of RigL, once in many steps. Controls are not part
-of a search.
+at most a few hundred passes over a batch; nor are the dense gradients of RigL, once in many steps. Controls are not
+part of a search.
 """
 
 from __future__ import annotations
