@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/extend.md", "docs/distributed.md", "docs/stream.md"]
+PAGES = ["README.md", "docs/algorithms.md", "docs/extend.md", "docs/distributed.md", "docs/stream.md"]
 
 
 def blocks():

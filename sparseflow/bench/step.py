@@ -31,7 +31,9 @@ class Step:
         left_out = {id(parameter) for parameter in untrained}
         trained = [parameter for parameter in self.parameters if id(parameter) not in left_out]
         # A lone layer without bias can leave nothing to train.
-        self.optimizer = torch.optim.AdamW(trained, lr=_RATE, fused=True) if trained else None
+        self.optimizer: torch.optim.Optimizer | None = None
+        if trained:
+            self.optimizer = torch.optim.AdamW(trained, lr=_RATE, fused=True)
 
     def __call__(self) -> None:
         # What zero_grad does, without its bookkeeping, on every side alike.

@@ -183,7 +183,7 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
     first = site.module
     assert isinstance(first, SparseLayer)
     old_op, old_values = first.op, first.values
-    new_op, changed = first.repack(mask), not torch.equal(first.mask, mask.to(first.values.device))
+    new_op = first.repack(mask)
 
     def move(tensor: Tensor) -> Tensor:
         return new_op.pack_values(old_op.unpack_values(tensor))
@@ -195,8 +195,13 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
         other.values = first.values
         other.install(new_op, first.values.detach())
     followed = optimizer is not None and rebind(optimizer, old_values, first.values, move)
-    if not followed and changed and first.values is old_values:
+    if not followed and first.values is old_values and _differ(old_op, new_op, old_values):
         mark_remasked(old_values)
+
+
+def _differ(old: SparseOp, new: SparseOp, values: Tensor) -> bool:
+    ones = torch.ones_like(values, dtype=torch.float32)
+    return not torch.equal(old.unpack_values(ones), new.unpack_values(ones))
 
 
 def _chain(row: Row, layers: list[SparseLayer], relus: list[nn.ReLU]) -> None:

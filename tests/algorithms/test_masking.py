@@ -160,7 +160,7 @@ def momentum(training: Training) -> dict[str, torch.Tensor]:
 def test_momentum_is_zero_at_new_connections_and_stays_at_old_ones(method: Dynamic, backend: str) -> None:
     trainer = sparse_trainer(method, backend)
     training = Training(trainer, trainer.model, 0, trainer.schedule, None, method)
-    found = []
+    found, before = [], dict[str, torch.Tensor]()
     for number in range(3):
         before = {name: layer.mask for name, layer in sparse_layers(trainer.model).items()}
         found.append(momentum(training) if number else {})

@@ -122,6 +122,7 @@ def test_the_recipe_has_the_flops_of_the_dense_network() -> None:
     recipe = load_recipe("sparse_ift", ["data=digits", "model.options.options={inputs: 64}"])
     model = make_trainer(recipe, 1).model
     method = make_dynamic(recipe.algorithm.name, recipe.algorithm.options, 10)
+    assert method is not None
     masks = Start(method, recipe.pruning.param_filter, 1)(model, Masks({}), 1)
     narrow = sf.models.lenet_300_100(inputs=64)
     assert products(model, masks) == pytest.approx(products(narrow, Masks({})), rel=1e-4)
