@@ -12,7 +12,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+# Tokens are counted in 32 bits, to the end of the last tile.
+MOST_TOKENS = 2**31 - 2**16
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +49,16 @@ def linear_lines(x_KB: Tensor) -> Lines:
         raise ValueError(f"expected x feature-major, strides (any, 1), got {tuple(x_KB.stride())}; copy it first")
     pitch = x_KB.stride(0) if features > 1 else tokens
     return Lines(features, 1, tokens, pitch, max(features - 1, 0) * pitch + tokens)
+
+
+def check_read(x: Tensor, lines: Lines, columns: int, device: torch.device) -> None:
+    """`ValueError` where x, on that device with its mask, does not hold what the lines read of so many columns."""
+    if x.device != device:
+        raise ValueError(f"expected x on {device}, where the mask was packed, got {x.device}; move one")
+    if lines.columns != columns:
+        raise ValueError(f"expected lines of {columns} columns, got {lines.columns}")
+    held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
+    if held < lines.extent:
+        raise ValueError(f"expected x to hold {lines.extent} elements behind its first, got {held}")
+    if lines.tokens > MOST_TOKENS:
+        raise ValueError(f"expected {MOST_TOKENS} tokens at most, got {lines.tokens}; split the batch")

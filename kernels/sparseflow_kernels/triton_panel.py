@@ -15,11 +15,10 @@ from torch import Tensor
 from triton.runtime import JITFunction
 
 from sparseflow_kernels.triton_device import divisor
-from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_lines import Lines, check_read
 from sparseflow_kernels.triton_panel_jit import panel_spmm_kernel
 from sparseflow_kernels.triton_panels import CHUNK, STEP, Panels
 from sparseflow_kernels.triton_powers import check_least, check_powers
-from sparseflow_kernels.triton_spmm import MOST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -112,17 +111,9 @@ def configs(height: int, shared: int, from_shared: bool) -> list[PanelConfig]:
 
 def check_panels(panels: Panels, x: Tensor, lines: Lines) -> None:
     """`ValueError` where x is not what the panels and lines need, so that nothing is read out of its bounds."""
-    if lines.columns != panels.columns:
-        raise ValueError(f"expected lines of {panels.columns} columns, got {lines.columns}")
-    held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
-    if held < lines.extent:
-        raise ValueError(f"expected x to hold {lines.extent} elements, got {held}")
-    if x.device != panels.index.device:
-        raise ValueError(f"expected x on {panels.index.device}, where the mask was packed, got {x.device}; move one")
     if x.dtype not in (torch.bfloat16, torch.float16):
         raise ValueError(f"expected x of bfloat16 or float16, got {x.dtype}; use slices for others")
-    if lines.tokens > MOST_TOKENS:
-        raise ValueError(f"expected {MOST_TOKENS} tokens at most, got {lines.tokens}; split the batch")
+    check_read(x, lines, panels.columns, panels.index.device)
 
 
 def is_interpreted() -> bool:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sparseflow_kernels.triton_device import divisor, multiprocessors, threads_of_warp
-from sparseflow_kernels.triton_lines import Lines
+from sparseflow_kernels.triton_lines import Lines, check_read
 from sparseflow_kernels.triton_powers import check_least, check_powers
 from sparseflow_kernels.triton_slices import Slices
 from sparseflow_kernels.triton_spmm_jit import add_pieces_kernel, spmm_kernel
@@ -106,20 +106,10 @@ def check_product(slices: Slices, x: Tensor, lines: Lines) -> None:
     """`ValueError` where x is not what slices and lines need, so that nothing is read out of its bounds."""
     if x.dtype not in DTYPES:
         raise ValueError(f"expected x of float32, bfloat16 or float16, got {x.dtype}; use the backend 'dense-compact'")
-    if x.device != slices.index.device:
-        raise ValueError(f"expected x on {slices.index.device}, where the mask was packed, got {x.device}; move one")
-    if lines.columns != slices.columns:
-        raise ValueError(f"expected lines of {slices.columns} columns, got {lines.columns}")
-    held = x.untyped_storage().nbytes() // x.itemsize - x.storage_offset()
-    if held < lines.extent:
-        raise ValueError(f"expected x to hold {lines.extent} elements behind its first, got {held}")
-    if lines.tokens > MOST_TOKENS:
-        raise ValueError(f"expected {MOST_TOKENS} tokens at most, got {lines.tokens}; split the batch")
+    check_read(x, lines, slices.columns, slices.index.device)
 
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Tokens are counted in 32 bits, to the end of the last tile.
-MOST_TOKENS = 2**31 - 2**16
 
 
 def _launch(
