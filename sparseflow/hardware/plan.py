@@ -162,16 +162,6 @@ def densify(model: nn.Module, optimizer: torch.optim.Optimizer | None = None) ->
     return model
 
 
-def _observe(found: Survey, model: nn.Module, masks: Mapping[str, Tensor], sample: Sample | None) -> dict[str, Seen]:
-    sites = {name: found.find(name, mask) for name, mask in masks.items()}
-    if sample is None:
-        return {name: Seen() for name in sites}
-    kinds: dict[str, tuple[Kind, list[nn.Module]]] = {
-        name: (geometry_of(site.module).kind, site.modules) for name, site in sites.items()
-    }
-    return observe(model, sample, kinds)
-
-
 def _sparse_site(found: Survey, name: str, mask: Tensor) -> Site:
     site = found.find(name, mask)
     if not isinstance(site.module, SparseLayer):
