@@ -6,6 +6,7 @@ Weights, gradients and masks are mappings from parameter name to tensor, in the 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -66,7 +67,46 @@ class Dynamic(Protocol):
 
 
 @dataclass(frozen=True)
-class RigL:
+class _Replacing(ABC):
+    """What replaces weights at one density: random masks first, updates every `every` steps until step `until`."""
+
+    density: float
+    until: int
+    every: int = 100
+    drop: float = 0.3
+    allocation: StaticAllocation = "erk"
+
+    settled = 0
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        check_density_of(name, self.density)
+        if self.until < 1 or self.every < 1:
+            raise ValueError(
+                f"{name}: expected until ≥ 1 and every ≥ 1 step, got until={self.until}, every={self.every}"
+            )
+        if not 0 <= self.drop <= 1:
+            raise ValueError(f"{name}: expected drop, the fraction replaced, in [0, 1], got {self.drop}")
+
+    def start(self, weights: Mapping[str, Tensor], seed: int) -> Masks:
+        return random_masks(weights, self.density, self.allocation, seed)
+
+    def due(self, step: int) -> bool:
+        return 0 < step < self.until and step % self.every == 0
+
+    @abstractmethod
+    def update(
+        self,
+        step: int,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor] | None,
+        seed: int,
+    ) -> Masks: ...
+
+
+@dataclass(frozen=True)
+class RigL(_Replacing):
     """RigL: drops the smallest weights, grows where the gradient is largest (Evci et al., 2020, arXiv:1911.11134).
 
     Every `every` steps until step `until`, of each layer with n kept weights, f · n are replaced, where
@@ -75,24 +115,8 @@ class RigL:
     the authors' code. Departure: equal scores go by index; the code adds noise to break ties.
     """
 
-    density: float
-    until: int
-    every: int = 100
-    drop: float = 0.3
-    allocation: StaticAllocation = "erk"
-
     uses_gradients = True
     replaces_step = True
-    settled = 0
-
-    def __post_init__(self) -> None:
-        check_replacing("RigL", self.density, self.until, self.every, self.drop)
-
-    def start(self, weights: Mapping[str, Tensor], seed: int) -> Masks:
-        return random_masks(weights, self.density, self.allocation, seed)
-
-    def due(self, step: int) -> bool:
-        return 0 < step < self.until and step % self.every == 0
 
     def update(
         self,
@@ -108,7 +132,7 @@ class RigL:
 
 
 @dataclass(frozen=True)
-class SET:
+class SET(_Replacing):
     """SET: drops the smallest weights, grows others at random (Mocanu et al., 2018, arXiv:1707.04780).
 
     After every `every`-th step, up to step `until`, the fraction `drop` of each layer's kept weights is replaced.
@@ -116,24 +140,8 @@ class SET:
     in most later work.
     """
 
-    density: float
-    until: int
-    every: int = 100
-    drop: float = 0.3
-    allocation: StaticAllocation = "erk"
-
     uses_gradients = False
     replaces_step = False
-    settled = 0
-
-    def __post_init__(self) -> None:
-        check_replacing("SET", self.density, self.until, self.every, self.drop)
-
-    def start(self, weights: Mapping[str, Tensor], seed: int) -> Masks:
-        return random_masks(weights, self.density, self.allocation, seed)
-
-    def due(self, step: int) -> bool:
-        return 0 < step < self.until and step % self.every == 0
 
     def update(
         self,
@@ -187,11 +195,7 @@ def hash_of(seed: int, step: int) -> int:
     return seed * 1_000_003 + step
 
 
-def check_replacing(method: str, density: float, until: int, every: int, drop: float) -> None:
-    """`ValueError` that names the method and the number which is out of range."""
+def check_density_of(method: str, density: float) -> None:
+    """`ValueError` that names the method, unless its density is in (0, 1]."""
     if not 0 < density <= 1:
         raise ValueError(f"{method}: expected a density in (0, 1], got {density}")
-    if until < 1 or every < 1:
-        raise ValueError(f"{method}: expected until ≥ 1 and every ≥ 1 step, got until={until}, every={every}")
-    if not 0 <= drop <= 1:
-        raise ValueError(f"{method}: expected drop, the fraction replaced, in [0, 1], got {drop}")

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from sparseflow.masks.dynamic import StaticAllocation, random_masks
+from sparseflow.masks.dynamic import StaticAllocation, check_density_of, random_masks
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.schedules import Cubic
 from sparseflow.masks.select import prune_tensors
@@ -124,8 +125,7 @@ class ACDC:
     replaces_step = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(f"AC/DC: expected a density in (0, 1], got {self.density}")
+        check_density_of("AC/DC", self.density)
         if not 0 < self.warm_up <= self.final or self.phase < 1:
             raise ValueError(
                 f"AC/DC: expected 0 < warm_up ≤ final and phase ≥ 1 step, got warm_up={self.warm_up}, "
@@ -153,7 +153,7 @@ class ACDC:
     ) -> Masks:
         if self.compressed(step + 1):
             return prune_tensors(weights, density=self.density, allocation=self.allocation, floor=self.floor)
-        return Masks.ones({name: mask.shape for name, mask in masks.items()}, next(iter(masks.values())).device)
+        return _everything(masks)
 
     def compressed(self, step: int) -> bool:
         """Whether the step of that number trains the sparse network."""
@@ -177,8 +177,7 @@ class SPDF:
     replaces_step = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(f"SPDF: expected a density in (0, 1], got {self.density}")
+        check_density_of("SPDF", self.density)
         if self.sparse_steps < 1:
             raise ValueError(f"SPDF: expected sparse_steps ≥ 1, got {self.sparse_steps}")
 
@@ -200,4 +199,8 @@ class SPDF:
         gradients: Mapping[str, Tensor] | None,
         seed: int,
     ) -> Masks:
-        return Masks.ones({name: mask.shape for name, mask in masks.items()}, next(iter(masks.values())).device)
+        return _everything(masks)
+
+
+def _everything(masks: Mapping[str, Tensor]) -> Masks:
+    return Masks({name: torch.ones_like(mask) for name, mask in masks.items()})
