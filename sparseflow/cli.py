@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import typer
 
+from sparseflow.cli_compare import compare
+from sparseflow.cli_import import import_weights
+from sparseflow.cli_output import own_output
 from sparseflow.cli_reproduce import reproduce
 from sparseflow.cli_theory import theory
 
@@ -25,14 +26,6 @@ app = typer.Typer(
 )
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-app.command()(reproduce)
-app.command()(theory)
-
-
-class Compared(Protocol):
-    """What `compare` prints, as text or as JSON."""
-
-    def to_json(self) -> dict[str, Any]: ...
 
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]
@@ -49,7 +42,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Find a lottery ticket, train its controls, and write result, report and ticket into a folder."""
-    with _own_output():
+    with own_output():
         folder, result = _run(recipe, out, settings or [], plan, resume, replan)
     if as_json:
         typer.echo(json.dumps(result))
@@ -74,7 +67,7 @@ def plan(
     from sparseflow.recipes import load_recipe
 
     chosen = load_recipe(recipe, settings or [])
-    with _own_output():
+    with own_output():
         runs.make_local(chosen.data, _say)
         made = replay.plan_recipe(chosen, density, fresh)
         charged = replay.charge_recipe(chosen, made, world) if world > 1 else None
@@ -95,26 +88,6 @@ def inspect(
 
     found = describe_file(path)
     typer.echo(json.dumps(found, indent=2) if as_json else _text(found))
-
-
-@app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs of one network; two or more.")],
-    barrier: Annotated[
-        bool, typer.Option("--barrier", help="Also look between the first two on a straight line.")
-    ] = False,
-    stability: Annotated[
-        str | None, typer.Option(help="Of one run: rewind steps to try, as in 0,100,500. Trains two copies from each.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Hold runs against each other: data order, counts, verdicts; what their tickets share, beside chance."""
-    with _own_output():
-        found = _compare(runs, barrier, stability)
-    if as_json:
-        typer.echo(json.dumps({key: value for one in found for key, value in one.to_json().items()}))
-    else:
-        typer.echo("\n\n".join(map(str, found)))
 
 
 @app.command()
@@ -172,7 +145,7 @@ def bench(
             path.write_text(json.dumps(found, indent=2) + "\n")
 
     show = None if as_json and file is None else partial(print, file=sys.stdout, flush=True)
-    with _own_output():
+    with own_output():
         found = measure(only or (), show, save)
     if as_json and file is None:
         typer.echo(json.dumps(found))
@@ -207,13 +180,20 @@ def doctor(
     from sparseflow import ranks
     from sparseflow.doctor import Launch, examine, failed, table
 
-    with _own_output():
+    with own_output():
         found = examine(Launch(recipe, settings or [], config, deepspeed, processes, engine, out), ranks.current())
     if ranks.current().main:
         rows = [finding.to_json() for finding in found]
         typer.echo(json.dumps(rows, indent=2) if as_json else table(found))
     if failed(found):
         raise typer.Exit(2)
+
+
+# Commands that have a file of their own.
+app.command()(compare)
+app.command(name="import")(import_weights)
+app.command()(reproduce)
+app.command()(theory)
 
 
 def main() -> None:
@@ -277,29 +257,6 @@ def _run(
             raise
     result = results.finish(found, task, started)
     return folder, result
-
-
-def _compare(runs: list[Path], barrier: bool, stability: str | None) -> list[Compared]:
-    from sparseflow.comparison import compare_runs
-    from sparseflow.ticket_map import map_tickets, stability_of
-
-    if stability is not None:
-        if len(runs) != 1 or not all(step.isdigit() for step in stability.split(",")):
-            raise ValueError(
-                f"--stability: expected one run and steps such as 0,100,500, got {len(runs)} runs and {stability!r}"
-            )
-        return [stability_of(runs[0], [int(step) for step in stability.split(",")])]
-    if len(runs) < 2:
-        raise ValueError("compare: expected two runs or more, got 1; for one alone, try --stability 0,100,500")
-    pairwise = [compare_runs(*runs)] if len(runs) == 2 else []
-    return [*pairwise, map_tickets(runs, barrier)]
-
-
-@contextlib.contextmanager
-def _own_output() -> Iterator[None]:
-    """Keeps standard output for our results: packages log there as they are imported, DeepSpeed among them."""
-    with contextlib.redirect_stdout(sys.stderr):
-        yield
 
 
 def _predict(validate: bool, workload: Path | None, targets: list[Path], as_json: bool) -> None:

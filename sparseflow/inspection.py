@@ -8,6 +8,7 @@ from typing import Any
 
 from sparseflow.files import Ticket, Weights, load, save
 from sparseflow.integrations import cerebras
+from sparseflow.integrations.masked_state import load_masked
 
 
 def export(source: Path, target: Path, form: str) -> None:
@@ -15,22 +16,22 @@ def export(source: Path, target: Path, form: str) -> None:
 
     Of a run, the weights at early stop of its last round; of a ticket, the state to train from.
     """
-    if form not in ("dense", "compact", "cerebras"):
-        raise ValueError(f"--format: expected dense, compact or cerebras, got {form!r}")
-    if not target.parent.is_dir():
-        raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
-    if os.path.isdir(target):
-        raise ValueError(f"{target}: expected a file to write, got a folder; add a name such as model.safetensors")
+    _check_target(target, form, ("dense", "compact", "cerebras"))
     found = load(_weights_file(source))
     if isinstance(found, Ticket):
         found = Weights(dict(found.rewind), found.masks, {"ticket": found.digest})
-    try:
-        if form == "cerebras":
-            cerebras.export(found, target)
-            return
-        save(found, target, format="compact" if form == "compact" else "dense")
-    except OSError as error:
-        raise ValueError(f"{target}: cannot write it: {error.strerror}; choose another place") from None
+    _write(found, target, form)
+
+
+def import_checkpoint(source: Path, target: Path, form: str, zeros: bool) -> Weights:
+    """Writes somebody else's checkpoint as `compact` or `dense` safetensors, and returns what it holds.
+
+    `zeros`: exact zeros that have no mask count as pruned.
+    """
+    _check_target(target, form, ("compact", "dense"))
+    found = load_masked(source, zeros)
+    _write(found, target, form)
+    return found
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -48,6 +49,25 @@ def describe_file(path: Path) -> dict[str, Any]:
     else:
         about |= {"tensors": len(found.state), **found.metadata}
     return {**about, "layers": layers}
+
+
+def _check_target(target: Path, form: str, forms: tuple[str, ...]) -> None:
+    if form not in forms:
+        raise ValueError(f"--format: expected {', '.join(forms[:-1])} or {forms[-1]}, got {form!r}")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target}: expected a folder {target.parent}, found none; make it first")
+    if os.path.isdir(target):
+        raise ValueError(f"{target}: expected a file to write, got a folder; add a name such as model.safetensors")
+
+
+def _write(found: Weights, target: Path, form: str) -> None:
+    try:
+        if form == "cerebras":
+            cerebras.export(found, target)
+            return
+        save(found, target, format="compact" if form == "compact" else "dense")
+    except OSError as error:
+        raise ValueError(f"{target}: cannot write it: {error.strerror}; choose another place") from None
 
 
 def _weights_file(source: Path) -> Path:
