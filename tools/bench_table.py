@@ -1,4 +1,4 @@
-"""Fills the README's table of speeds from what `sparseflow bench --out FILE` wrote.
+"""Fills the README's table of speeds and docs/cpu.md's promises from what `sparseflow bench --out FILE` wrote.
 
 python tools/bench_table.py [FILE ...]      by default docs/benchmarks/cpu*.json
 """
@@ -11,48 +11,69 @@ import sys
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, PAGE = ROOT / "README.md", ROOT / "docs" / "cpu.md"
 SPARSITIES = (50, 60, 70, 80, 90, 95, 99)
 _NAME = re.compile(r"(?P<case>.*), (?P<sparsity>\d+) % sparse: dense / ours")
 
+Figure = dict[str, Any]
+
 
 def main(paths: list[Path]) -> None:
-    """Replaces what stands between the two marks in the README."""
-    text = README.read_text()
-    table = speeds([json.loads(path.read_text()) for path in paths])
-    README.write_text(
-        re.sub(r"(<!-- bench: .*? -->\n).*?(<!-- /bench -->)", rf"\g<1>{table}\g<2>", text, flags=re.DOTALL)
-    )
+    """Replaces what stands between the marks `bench` in the README and `promises` in docs/cpu.md."""
+    runs = [json.loads(path.read_text()) for path in paths]
+    figures = [figure for run in runs for figure in run["figures"] if figure["quartiles"]]
+    about = _about([run["machine"] for run in runs])
+    _fill(README, "bench", [*speeds(figures), "", about, "", _misses(figures)])
+    _fill(PAGE, "promises", [*promises(figures), "", about])
 
 
-def speeds(runs: list[dict[str, Any]]) -> str:
-    """How many times faster than dense a step is by case and sparsity, then all other promises, in Markdown."""
+def speeds(figures: list[Figure]) -> list[str]:
+    """How many times faster than dense a step is, by case and sparsity, in Markdown."""
     cases: dict[str, dict[int, float]] = {}
-    others = []
-    for figure in (figure for run in runs for figure in run["figures"]):
+    for figure in figures:
         match = _NAME.fullmatch(figure["name"])
-        if match is not None and figure["quartiles"]:
+        if match is not None:
             cases.setdefault(match["case"], {})[int(match["sparsity"])] = figure["quartiles"][1]
-        elif figure["quartiles"] and figure["limit"] is not None and figure["group"] != "foundation":
-            others.append(_other(figure))
     head = " | ".join(f"{sparsity} %" for sparsity in SPARSITIES)
     lines = [f"| one training step, dense / sparse | {head} |", "|---|" + "---|" * len(SPARSITIES)]
     for case, found in cases.items():
         cells = (f"{found[sparsity]:.1f}" if sparsity in found else "" for sparsity in SPARSITIES)
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| | measured | promised |",
-        "|---|---|---|",
-        *others,
-        "",
-        _about([run["machine"] for run in runs]),
-        "",
+    return lines
+
+
+def promises(figures: list[Figure]) -> list[str]:
+    """Everything else that was promised, beside what was found, in Markdown."""
+    return ["| | measured | promised |", "|---|---|---|", *(_row(figure) for figure in _promised(figures))]
+
+
+def _promised(figures: list[Figure]) -> list[Figure]:
+    return [
+        figure
+        for figure in figures
+        if figure["limit"] is not None and figure["group"] != "foundation" and not _NAME.fullmatch(figure["name"])
     ]
-    return "\n".join(lines)
 
 
-def _other(figure: dict[str, Any]) -> str:
+def _misses(figures: list[Figure]) -> str:
+    """How many promises were held, and those that were not."""
+    found = _promised(figures)
+    missed = [figure for figure in found if figure["missed"]]
+    held = f"Of {len(found)} other promises ([docs/cpu.md](docs/cpu.md)) {len(found) - len(missed)} are held"
+    if not missed:
+        return f"{held}."
+    words = "; ".join(f"{one['name']}: {one['quartiles'][1]:.2f}, promised {one['limit']:g}" for one in missed)
+    return f"{held}. Missed: {words}."
+
+
+def _fill(page: Path, mark: str, lines: list[str]) -> None:
+    text = "\n".join(lines) + "\n"
+    pattern = rf"(<!-- {mark}: .*? -->\n).*?(<!-- /{mark} -->)"
+    page.write_text(re.sub(pattern, lambda found: found[1] + text + found[2], page.read_text(), flags=re.DOTALL))
+
+
+def _row(figure: Figure) -> str:
     low, middle, high = figure["quartiles"]
     sign = "≥" if figure["at_least"] else "≤"
     missed = ", **missed**" if figure["missed"] else ""
@@ -72,4 +93,4 @@ def _about(machines: list[dict[str, Any]]) -> str:
 
 if __name__ == "__main__":
     named = [Path(name) for name in sys.argv[1:]]
-    main(named or sorted((README.parent / "docs" / "benchmarks").glob("cpu*.json")))
+    main(named or sorted((ROOT / "docs" / "benchmarks").glob("cpu*.json")))
