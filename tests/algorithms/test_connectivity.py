@@ -103,6 +103,17 @@ def test_interpolation_hits_both_ends_exactly() -> None:
     assert torch.equal(interpolate(a, a, 0.3)["w"], a["w"])
 
 
+def test_biases_and_batch_norm_are_interpolated_and_counts_are_not() -> None:
+    a, b = (dense_state(tiny_trainer(seed=seed).model) for seed in (1, 2))
+    b = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in b.items()}
+    found = interpolate(a, b, 0.25)
+    assert {"fc1.bias", "norm.weight", "norm.bias"} < set(found)
+    for name, tensor in found.items():
+        expected = 0.75 * a[name] + 0.25 * b[name] if tensor.is_floating_point() else a[name]
+        torch.testing.assert_close(tensor, expected)
+        assert tensor.is_floating_point() != torch.equal(tensor, a[name])
+
+
 def test_pruned_weights_stay_pruned_between_two_tickets() -> None:
     trainer = tiny_trainer()
     masks = sf.prune(trainer.model, 0.3)
