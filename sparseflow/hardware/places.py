@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeGuard
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,23 +18,23 @@ from sparseflow.hardware.backends.base import PlacedOp
 
 def mask_of(op: SparseOp, values: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The bool mask of an op whose values are like these; `shape` is the dense weight's, as the op sees it."""
-    if _is_placed(op):
-        mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool, device=values.device)
-        return mask.index_fill_(0, op.places(), True).view(shape)
-    return op.unpack_values(torch.ones_like(values, dtype=torch.float32)) != 0
+    places = _places(op)
+    if places is None:
+        return op.unpack_values(torch.ones_like(values, dtype=torch.float32)) != 0
+    mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool, device=values.device)
+    return mask.index_fill_(0, places, True).view(shape)
 
 
 def mover(old: SparseOp, new: SparseOp, size: int) -> Callable[[Tensor], Tensor]:
     """Takes tensors from one op's native order to another's; what is new is zero. `size`: of the dense weight."""
-    if _is_placed(old) and _is_placed(new):
-        before, after = old.places(), new.places()
-        return lambda tensor: tensor.new_zeros(size).scatter_(0, before, tensor).index_select(0, after)
-    return lambda tensor: new.pack_values(old.unpack_values(tensor))
+    before, after = _places(old), _places(new)
+    if before is None or after is None:
+        return lambda tensor: new.pack_values(old.unpack_values(tensor))
+    return lambda tensor: tensor.new_zeros(size).scatter_(0, before, tensor).index_select(0, after)
 
 
-def _is_placed(op: object) -> TypeGuard[PlacedOp]:
-    kind: type = type(op)
-    return _says_places(kind)
+def _places(op: object) -> Tensor | None:
+    return cast(PlacedOp, op).places() if _says_places(type(op)) else None
 
 
 @functools.cache
