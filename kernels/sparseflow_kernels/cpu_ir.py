@@ -288,7 +288,7 @@ class Code:
         kind = ir.VectorType(ir.IntType(8), self.lanes)
         return self.builder.load(self._at(array, index, kind.element), align=1, typ=kind)
 
-    def store_bytes(self, bits: ir.Value, chosen: ir.Value, array: Int, index: Index) -> None:
+    def store_bytes(self, bits: ir.Value, chosen: Any, array: Int, index: Index) -> None:
         """Stores the bytes of `chosen` where a mask of lanes is set, and 0 elsewhere."""
         found = self.builder.and_(self.builder.zext(bits, chosen.type), chosen)
         self.builder.store(found, self._at(array, index, chosen.type.element), align=1)

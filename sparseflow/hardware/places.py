@@ -34,7 +34,8 @@ def mover(old: SparseOp, new: SparseOp, size: int) -> Callable[[Tensor], Tensor]
 
 
 def _places(op: object) -> Tensor | None:
-    return cast(PlacedOp, op).places() if _says_places(type(op)) else None
+    kind: type = type(op)
+    return cast(PlacedOp, op).places() if _says_places(kind) else None
 
 
 @functools.cache
