@@ -1,6 +1,7 @@
 """Masks that change in training: pruned weights stay zero, nothing dense stays, and what was stopped goes on."""
 
 import copy
+import gc
 import math
 import os
 from functools import partial
@@ -50,8 +51,10 @@ def sparse_trainer(method: Dynamic, backend: str = "dense-compact", **changes: A
     return trainer
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAM])
-@pytest.mark.parametrize("method", METHODS + PHASES)
+# Either optimizer where masks replace weights; the other methods with the one that keeps more.
+@pytest.mark.parametrize(
+    ("method", "optimizer"), [*((m, o) for m in METHODS for o in (SGD, ADAM)), *((m, ADAM) for m in PHASES)]
+)
 def test_stopped_at_every_step(tmp_path: Path, method: Dynamic, optimizer: Any) -> None:
     whole = train(tmp_path / "whole", method, tiny_trainer(optimizer=optimizer))
     stops = 0
@@ -112,6 +115,29 @@ def test_dense_gradients_are_there_in_update_steps_alone(monkeypatch: pytest.Mon
         step(now[0])
         assert all(layer.dense_gradient is None for layer in sparse_layers(trainer.model).values())
     assert added == [2, 2, 4, 4]
+
+
+@pytest.mark.parametrize("method", [*METHODS, PHASES[0]])
+def test_nothing_as_large_as_a_dense_weight_stays_after_a_step(method: Dynamic) -> None:
+    trainer = sparse_trainer(method, "cpu")
+    step = trainer.stepper(trainer.model, method)
+    for number in range(6):
+        step(number)
+        if number >= 2:
+            # By then GMP has pruned something.
+            assert alive(16 * 8) == alive(3 * 16) == []
+    dense = torch.zeros(16, 8)
+    assert len(alive(16 * 8)) == 1 and dense.numel() == 128
+
+
+def alive(numbers: int) -> list[torch.Size]:
+    """The shapes of all tensors of that many numbers that anybody holds."""
+    gc.collect()
+    return [
+        one.shape
+        for one in gc.get_objects()
+        if type(one) in (torch.Tensor, torch.nn.Parameter) and one.numel() == numbers
+    ]
 
 
 def test_an_overflowed_gradient_changes_no_mask() -> None:

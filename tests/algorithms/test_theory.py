@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
@@ -31,6 +31,7 @@ def test_the_fixed_point_of_theorem_3() -> None:
     assert all(residual(n - 1, 100, 100, 2, density, 0.01) > 1e-3 for n, density in zip(found, DENSITIES))
 
 
+@settings(deadline=None)
 @given(
     d=st.integers(1, 5000),
     d_out=st.integers(1, 5000),
@@ -105,6 +106,7 @@ def test_at_a_density() -> None:
     assert large.corollary_2 == pytest.approx(2 * math.log2(1e300) ** 2, rel=1e-12)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 12), st.floats(-4, 4), st.data())
 def test_two_ways_to_find_a_subset_agree(seed: int, n: int, target: float, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, n))
