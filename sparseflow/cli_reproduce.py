@@ -15,19 +15,28 @@ def reproduce(
         list[str] | None, typer.Argument(help="Rows of the table, such as 7 or 10a; without any, all.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where the table is kept and written.")] = Path("runs/reproduction"),
-    work: Annotated[Path, typer.Option(help="Where searches that rows share are kept.")] = Path("runs/reproduction"),
+    work: Annotated[Path, typer.Option(help="Where trainings are kept.")] = Path("runs/reproduction"),
     fast: Annotated[bool, typer.Option("--fast", help="Only rows that are exact and take seconds.")] = False,
     seeds: Annotated[str | None, typer.Option(help="Other seeds, as in 4,5,6.")] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Trainings at a time, of one thread each; without it, one a core.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run before has kept in --work.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Check published claims: the paper's, our check, tolerance, seeds and result. Status 1 where one is missed."""
+    import torch
+
     from sparseflow.reproduction.claims import find_claims
+    from sparseflow.reproduction.parts import measuring
     from sparseflow.reproduction.table import line, reproduce_all
 
     claims = [claim for claim in find_claims(rows or []) if claim.fast or not fast]
-    found = reproduce_all(
-        claims, out, work, _seeds(seeds), show=lambda result: None if as_json else typer.echo(line(result))
-    )
+    chosen = _seeds(seeds)
+    with measuring(work, torch.get_num_threads() if processes is None else processes, resume) as parts:
+        found = reproduce_all(
+            claims, out, parts, chosen, show=lambda result: None if as_json else typer.echo(line(result))
+        )
     if as_json:
         typer.echo(json.dumps([asdict(one) for one in found], indent=2))
     else:

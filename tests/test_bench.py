@@ -20,6 +20,7 @@ from torch import nn
 
 from sparseflow.bench import Figure, clock, networks, pruning, run_bench
 from sparseflow.bench import run as bench_run
+from sparseflow.bench.criteria import over_passes, synflow_seconds
 from sparseflow.bench.memory import bytes_kept, memory_over_dense
 from sparseflow.bench.networks import Case
 from sparseflow.bench.peers import MISSING, CsrLinear, csr_step, disagreement
@@ -33,6 +34,7 @@ from sparseflow.bench.versus_peers import against_peers, peers
 from sparseflow.hardware.model import sparse_layers
 from sparseflow.testing import assert_close
 from sparseflow.training.proof import ProofError
+from sparseflow.training.sensitivity import snip
 
 BACKEND = "dense-compact"
 
@@ -51,6 +53,26 @@ def micro() -> Case:
 def lone_conv() -> Case:
     x, dy = torch.randn(2, 3, 5, 5, requires_grad=True), torch.randn(2, 4, 5, 5)
     return Case("conv", lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False)), x, dy, 1)
+
+
+def test_a_criterion_is_measured_against_its_passes() -> None:
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3)), (torch.randn(9, 8), torch.arange(9) % 3)
+    for grows in (False, True):
+        found = over_passes(model, data, grows)
+        assert found.check == "ok" and len(found.samples) == clock.REPEATS and min(found.samples) > 0
+    found = synflow_seconds(model, inputs=8, repeats=2)
+    assert found.check == "ok" and found.limit == 10 and 0 < max(found.samples) < 10
+
+
+def test_scores_that_are_wrong_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparseflow.bench.criteria.snip", lambda *arguments: snip(*arguments[:2], wrong_loss))
+    model, data = nn.Sequential(nn.Linear(8, 3)), (torch.randn(9, 8), torch.arange(9) % 3)
+    assert over_passes(model, data).verdict == "wrong result"
+
+
+def wrong_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return 2 * nn.functional.cross_entropy(output, target)
 
 
 def figure(samples: tuple[float, ...], limit: float | None = 2.0, at_least: bool = True) -> Figure:

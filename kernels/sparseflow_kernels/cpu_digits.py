@@ -1,4 +1,4 @@
-"""Counts digits of the keys of float32 numbers: how many of them have each value."""
+"""Keys of float32 numbers: counts their digits, how many of them have each value, and marks those above one."""
 
 from __future__ import annotations
 
@@ -40,6 +40,17 @@ def count_digits(
     _function(shift, bits)(numbers.data_ptr(), chosen_address, numbers.numel(), prefix, counts.data_ptr())
 
 
+def mark_above(numbers: Tensor, chosen: Tensor, key: int) -> Tensor:
+    """A bool tensor like `chosen`: those chosen whose keys, as above, are higher. Raises as `count_digits` does."""
+    _check("numbers", numbers, torch.float32)
+    _check("chosen", chosen, torch.bool)
+    if chosen.numel() != numbers.numel():
+        raise ValueError(f"chosen: expected {numbers.numel()} of them, got {chosen.numel()}")
+    marks = torch.empty_like(chosen)
+    _marking()(numbers.data_ptr(), chosen.data_ptr(), numbers.numel(), key, marks.data_ptr())
+    return marks
+
+
 @functools.cache
 def _function(shift: int, bits: int) -> Callable[..., None]:
     """count(numbers, chosen or 0, size, prefix, counts): addresses and integers."""
@@ -47,20 +58,66 @@ def _function(shift: int, bits: int) -> Callable[..., None]:
     code = module.function("count", ["numbers", "chosen", "size", "prefix", "counts"])
     numbers, chosen, size, prefix, counts = code.arguments
 
+    spread = min(64, 1 << (min(shift + bits, _KEY_BITS - 1) - shift)) - 1
+
     def count(i: Int, amount: Int) -> None:
         key = code.load_int32(numbers, i) & _MAGNITUDE
         with code.when((key // (1 << (shift + bits))).equals(prefix)):
             digit = (key // (1 << shift)) & ((1 << bits) - 1)
+            # Those that do not count add nothing, here and there: pruned weights are all zero, and to add to one
+            # place over and over waits for each addition.
+            digit = code.either(amount >= 1, digit, i & spread)
             code.store_int(code.load_int(counts, digit) + amount, counts, digit)
+
+    def count_all(one: Callable[[Int], None]) -> None:
+        if shift + bits >= _KEY_BITS:
+            code.loop(0, size, one)
+            return
+        # Few keys have the prefix: most are passed over a vector at a time.
+        whole = size - size % code.lanes
+
+        def skim(i: Int) -> None:
+            above = code.builder.lshr(code.words(numbers, i, _MAGNITUDE), code.splat_word(shift + bits))
+            with code.when(code.any_lane(code.builder.icmp_unsigned("==", above, code.splat_word(prefix)))):
+                code.loop(i, i + code.lanes, one)
+
+        code.loop(0, whole, skim, step=code.lanes)
+        code.loop(whole, size, one)
 
     with code.choice(chosen.equals(0)) as (every, some):
         with every:
-            code.loop(0, size, lambda i: count(i, code.number(1)))
+            count_all(lambda i: count(i, code.number(1)))
         with some:
-            code.loop(0, size, lambda i: count(i, code.load_byte(chosen, i)))
+            count_all(lambda i: count(i, code.load_byte(chosen, i)))
     code.finish()
+    return _callable(module, "count", 5)
+
+
+@functools.cache
+def _marking() -> Callable[..., None]:
+    """mark(numbers, chosen, size, key, marks): addresses and integers."""
+    module = Module(host())
+    code = module.function("mark", ["numbers", "chosen", "size", "key", "marks"])
+    numbers, chosen, size, key, marks = code.arguments
+    whole = size - size % code.lanes
+
+    def vector(i: Int) -> None:
+        above = code.builder.icmp_signed(">", code.words(numbers, i, _MAGNITUDE), code.splat_word(key))
+        code.store_bytes(above, code.bytes(chosen, i), marks, i)
+
+    def single(i: Int) -> None:
+        above = (code.load_int32(numbers, i) & _MAGNITUDE) >= key + 1
+        code.store_byte(code.either(above, code.load_byte(chosen, i), 0), marks, i)
+
+    code.loop(0, whole, vector, step=code.lanes)
+    code.loop(whole, size, single)
+    code.finish()
+    return _callable(module, "mark", 5)
+
+
+def _callable(module: Module, name: str, arguments: int) -> Callable[..., None]:
     # Not a `Kernel`: on one thread it needs no OpenMP.
-    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(function(module, "count"))
+    return ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)(function(module, name))
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype) -> None:

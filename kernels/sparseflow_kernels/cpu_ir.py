@@ -138,6 +138,10 @@ class Code:
         number = self.builder.load(self._at(array, index, ir.IntType(8)), align=1, typ=ir.IntType(8))
         return Int(self, self.builder.zext(number, _i64))
 
+    def store_byte(self, value: Int, array: Int, index: Index) -> None:
+        byte = self.builder.trunc(value.value, ir.IntType(8))
+        self.builder.store(byte, self._at(array, index, ir.IntType(8)), align=1)
+
     def load_float(self, array: Int, index: Index) -> ir.Value:
         return self.builder.load(self._at(array, index, _f32), align=4, typ=_f32)
 
@@ -264,6 +268,30 @@ class Code:
         zero = ir.Constant(_f32, 0.0)
         name = "llvm.vector.reduce.fadd"
         return self._intrinsic(name, _f32, [_f32, self.vector], [zero, a], fastmath=("reassoc",))
+
+    def words(self, array: Int, index: Index, keep: int) -> ir.Value:
+        """`lanes` int32 from there, of which the bits of `keep` stay."""
+        words = self.builder.load(self._at(array, index, _i32), align=4, typ=self._words)
+        return self.builder.and_(words, self._word(keep))
+
+    def splat_word(self, number: Index) -> ir.Value:
+        """A vector with that int32 in each lane."""
+        return self._spread(self.builder.trunc(self.raw(number), _i32), _i32)
+
+    def any_lane(self, bits: ir.Value) -> ir.Value:
+        """Whether any bit of a mask of lanes is set."""
+        kind = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("!=", self.builder.bitcast(bits, kind), ir.Constant(kind, 0))
+
+    def bytes(self, array: Int, index: Index) -> ir.Value:
+        """`lanes` bytes from there."""
+        kind = ir.VectorType(ir.IntType(8), self.lanes)
+        return self.builder.load(self._at(array, index, kind.element), align=1, typ=kind)
+
+    def store_bytes(self, bits: ir.Value, chosen: Any, array: Int, index: Index) -> None:
+        """Stores the bytes of `chosen` where a mask of lanes is set, and 0 elsewhere."""
+        found = self.builder.and_(self.builder.zext(bits, chosen.type), chosen)
+        self.builder.store(found, self._at(array, index, chosen.type.element), align=1)
 
     def first_lanes(self, count: Index) -> ir.Value:
         """A mask of the lanes below `count`."""

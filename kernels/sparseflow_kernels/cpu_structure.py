@@ -1,4 +1,4 @@
-"""From a mask to the index arrays of the CPU kernels, in two passes over it: a counting sort, no comparison.
+"""From a mask to the index arrays of the CPU kernels, in one pass over it: a counting sort, no comparison.
 
 Both directions are cut into blocks, so that the activations that a block gathers stay in cache:
 
@@ -12,7 +12,6 @@ forward's place of a weight to its place there. All arrays are int32.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -59,16 +58,15 @@ def structure(mask: Tensor, forward_block: int, backward_block: int) -> Structur
     forward_blocks, backward_blocks = -(-inputs // forward_block), -(-outputs // backward_block)
     by_row = torch.zeros(forward_blocks * outputs + 1, dtype=torch.int32, device="cpu")
     by_column = torch.zeros(backward_blocks * inputs + 1, dtype=torch.int32, device="cpu")
+    nnz = int(flat.count_nonzero())
+    listed, columns, order, rows = (torch.empty(nnz + more, dtype=torch.int32, device="cpu") for more in (1, 0, 0, 0))
+    listing, placing, _ = _kernels(host())
     sizes = (outputs, inputs, forward_block, backward_block)
-    counting, placing = _kernels(host())
-    counting(1, flat.data_ptr(), *sizes, by_row.data_ptr(), by_column.data_ptr())
+    listing(1, flat.data_ptr(), *sizes, *(array.data_ptr() for array in (listed, by_row, by_column)))
     row_starts, column_starts = _starts(by_row), _starts(by_column)
-    nnz = int(row_starts[-1])
-    columns, order, rows = (torch.empty(nnz, dtype=torch.int32, device="cpu") for _ in range(3))
-    # Placing moves each start on by the number of weights placed.
-    row_next, column_next = row_starts.clone(), column_starts.clone()
-    arrays = (row_next, column_next, columns, order, rows)
-    placing(1, flat.data_ptr(), *sizes, *(array.data_ptr() for array in arrays))
+    # Placing moves each column's start on by the number of weights placed.
+    arrays = (listed, by_row, row_starts, column_starts.clone(), columns, order, rows)
+    placing(1, outputs, forward_blocks, inputs, backward_block, *(array.data_ptr() for array in arrays))
     return Structure(
         row_pointers=_pointers(row_starts, forward_blocks),
         columns=columns,
@@ -78,6 +76,16 @@ def structure(mask: Tensor, forward_block: int, backward_block: int) -> Structur
         row_work=_work(by_row, forward_blocks),
         column_work=_work(by_column, backward_blocks),
     )
+
+
+def places(structure: Structure) -> Tensor:
+    """Of each value, in the backward's order, its place in the flattened weight: int64 (Z,), on the CPU."""
+    pointers, rows = structure.column_pointers.cpu(), structure.rows.cpu()
+    found = torch.empty(structure.nnz, dtype=torch.int64, device="cpu")
+    writing = _kernels(host())[2]
+    sizes = (pointers.shape[0], structure.inputs)
+    writing(1, *sizes, *(array.data_ptr() for array in (pointers, rows, found)))
+    return found
 
 
 def _starts(counts: Tensor) -> Tensor:
@@ -97,77 +105,87 @@ def _work(counts: Tensor, blocks: int) -> Tensor:
     return _starts(torch.cat([counts[:-1].view(blocks, -1).sum(0, dtype=torch.int32), counts[-1:]]))
 
 
-# (row, column, the column's forward block)
-_Visit = Callable[[Int, Int, Int], None]
-
-
 @functools.cache
-def _kernels(target: Target) -> tuple[Kernel, Kernel]:
-    return kernel(target, 7, _write_counting), kernel(target, 10, _write_placing)
+def _kernels(target: Target) -> tuple[Kernel, Kernel, Kernel]:
+    return kernel(target, 8, _write_listing), kernel(target, 11, _write_placing), kernel(target, 5, _write_places)
 
 
-def _write_counting(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
-    mask, outputs, inputs, forward_block, backward_block, by_row, by_column = arguments
+def _write_listing(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
+    """Lists the columns of the kept weights in row-major order, and counts them by row and by column.
 
-    def kept(row: Int, column: Int, block: Int) -> None:
-        places = ((by_row, block * outputs + row), (by_column, row // backward_block * inputs + column))
-        for counts, place in places:
-            code.store_int32(code.load_int32(counts, place) + 1, counts, place)
+    `listed` has room for one more than are kept. Bytes of a bool tensor are 0 or 1: each column is written, and the
+    next one over it unless it is kept: a branch would be guesswork in a random mask.
+    """
+    mask, outputs, inputs, forward_block, backward_block, listed, by_row, by_column = arguments
 
-    _each_kept(code, mask, outputs, inputs, forward_block, kept)
+    def row(r: Int, before: ir.Value) -> list[ir.Value]:
+        start, counts = r * inputs, by_column + r // backward_block * inputs * 4
+
+        def block(c: Int, first: ir.Value) -> list[ir.Value]:
+            def column(i: Int, found: ir.Value) -> list[ir.Value]:
+                place = Int(code, found)
+                code.store_int32(i, listed, place)
+                return [(place + code.load_byte(mask, start + i)).value]
+
+            begin = Int(code, first)
+            (last,) = code.loop(c, (c + forward_block).min(inputs), column, [first])
+            end = Int(code, last)
+            code.store_int32(end - begin, by_row, c // forward_block * outputs + r)
+
+            def count(i: Int) -> None:
+                place = code.load_int32(listed, i)
+                code.store_int32(code.load_int32(counts, place) + 1, counts, place)
+
+            code.loop(begin, end, count)
+            return [last]
+
+        return code.loop(0, inputs, block, [before], step=forward_block)
+
+    code.loop(0, outputs, row, [code.raw(0)])
 
 
 def _write_placing(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
-    mask, outputs, inputs, forward_block, backward_block, *arrays = arguments
+    """Puts each listed weight where both directions want it."""
+    outputs, forward_blocks, inputs, backward_block, listed, by_row, *arrays = arguments
     row_next, column_next, columns, order, rows = arrays
 
-    def take(nexts: Int, place: Int) -> Int:
-        found = code.load_int32(nexts, place)
-        code.store_int32(found + 1, nexts, place)
-        return found
+    def row(r: Int, before: ir.Value) -> list[ir.Value]:
+        nexts = column_next + r // backward_block * inputs * 4
 
-    def kept(row: Int, column: Int, block: Int) -> None:
-        forward = take(row_next, block * outputs + row)
-        backward = take(column_next, row // backward_block * inputs + column)
-        code.store_int32(column, columns, forward)
-        code.store_int32(backward, order, forward)
-        code.store_int32(row, rows, backward)
+        def block(number: Int, first: ir.Value) -> list[ir.Value]:
+            begin, place = Int(code, first), number * outputs + r
+            end = begin + code.load_int32(by_row, place)
+            shift = code.load_int32(row_next, place) - begin
 
-    _each_kept(code, mask, outputs, inputs, forward_block, kept)
+            def one(i: Int) -> None:
+                column = code.load_int32(listed, i)
+                backward = code.load_int32(nexts, column)
+                code.store_int32(backward + 1, nexts, column)
+                code.store_int32(column, columns, i + shift)
+                code.store_int32(backward, order, i + shift)
+                code.store_int32(r, rows, backward)
 
+            code.loop(begin, end, one)
+            return [end.value]
 
-def _each_kept(code: Code, mask: Int, outputs: Int, inputs: Int, block: Int, kept: _Visit) -> None:
-    """Calls kept(row, column, column's block) in row-major order. Bytes of a bool tensor are 0 or 1."""
+        return code.loop(0, forward_blocks, block, [before])
 
-    def row(r: Int) -> None:
-        start = r * inputs
-
-        def columns(c: Int) -> None:
-            last, number = (c + block).min(inputs), c // block
-            whole = last - (last - c) % 8
-
-            def word(i: Int) -> None:
-                _each_bit(code, code.load_int(mask + start + i, 0), lambda byte: kept(r, i + byte, number))
-
-            def byte(i: Int) -> None:
-                with code.when(code.load_byte(mask, start + i) >= 1):
-                    kept(r, i, number)
-
-            code.loop(c, whole, word, step=8)
-            code.loop(whole, last, byte)
-
-        code.loop(0, inputs, columns, step=block)
-
-    code.loop(0, outputs, row)
+    code.loop(0, outputs, row, [code.raw(0)])
 
 
-def _each_bit(code: Code, word: Int, visit: Callable[[Int], None]) -> None:
-    """Calls visit(byte) for each byte of the word that is 1."""
-    builder = code.builder
-    count = Int(code, builder.ctpop(word.value))
+def _write_places(code: Code, arguments: list[Int], thread: Int, threads: Int) -> None:
+    """places[z] = rows[z] · inputs + column, column by column of each backward block."""
+    blocks, inputs, column_pointers, rows, places = arguments
 
-    def step(_: Int, left: ir.Value) -> list[ir.Value]:
-        visit(Int(code, builder.cttz(left, ir.Constant(ir.IntType(1), 0))) // 8)
-        return [builder.and_(left, builder.sub(left, code.raw(1)))]
+    def block(number: Int) -> None:
+        pointers = column_pointers + number * (inputs + 1) * 4
 
-    code.loop(0, count, step, [word.value])
+        def column(c: Int) -> None:
+            def one(z: Int) -> None:
+                code.store_int(code.load_int32(rows, z) * inputs + c, places, z)
+
+            code.loop(code.load_int32(pointers, c), code.load_int32(pointers, c + 1), one)
+
+        code.loop(0, inputs, column)
+
+    code.loop(0, blocks, block)

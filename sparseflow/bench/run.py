@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sparseflow.bench.algorithms import algorithms
+from sparseflow.bench.criteria import criteria
 from sparseflow.bench.distributed import distributed
 from sparseflow.bench.figure import Figure, Verdict
 from sparseflow.bench.foundation import foundation
@@ -39,6 +40,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "imp": ("The search for a ticket, pruning and planning counted", search),
     "stream": ("Models whose weights are in a store; private memory limited by RLIMIT_DATA", streaming),
     "algorithms": ("Masks that change in training", lambda: algorithms(_BACKEND)),
+    "criteria": ("Criteria", criteria),
     "distributed": ("Masks of a large model from its slices", distributed),
 }
 

@@ -24,12 +24,12 @@ class DenseGradient:
         self.total: Tensor | None = None
 
     def add(self, dy: Tensor, x: Tensor) -> None:
-        gradient = self._linear(dy, x) if self.geometry.kind == "linear" else self._conv2d(dy, x)
-        gradient = (gradient.t() if self.transposed else gradient).to(self.dtype)
+        gradient = (self._linear(dy, x) if self.geometry.kind == "linear" else self._conv2d(dy, x)).to(self.dtype)
         self.total = gradient if self.total is None else self.total + gradient
 
     def _linear(self, dy: Tensor, x: Tensor) -> Tensor:
-        return dy.t().mm(x)
+        # Contiguous in the parameter's own shape.
+        return x.t().mm(dy) if self.transposed else dy.t().mm(x)
 
     def _conv2d(self, dy: Tensor, x: Tensor) -> Tensor:
         g = self.geometry

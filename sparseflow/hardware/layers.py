@@ -22,6 +22,7 @@ from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.dense_gradient import DenseGradient
 from sparseflow.hardware.moving import NOTHING_ON_META, moved
 from sparseflow.hardware.optimizers import layers_of, mark_replaced, watch
+from sparseflow.hardware.places import mask_of
 from sparseflow.hardware.product import autocast_operands, autocasts, fused_product, handle_of, product, unpack
 from sparseflow.hardware.relu import mark_rectified
 from sparseflow.hardware.workload import Geometry
@@ -75,8 +76,8 @@ class SparseLayer(nn.Module):
     @property
     def mask(self) -> Tensor:
         """Bool tensor of the dense parameter's shape, True = kept; made on each access."""
-        ones = torch.ones_like(self.values, dtype=torch.float32)
-        return self._stored(self.op.unpack_values(ones)) != 0
+        shape = self.weight_shape[::-1] if self.transposed else self.weight_shape
+        return self._stored(mask_of(self.op, self.values, shape))
 
     @property
     def weight(self) -> Tensor:

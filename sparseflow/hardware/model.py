@@ -22,9 +22,7 @@ def dense_weights(model: nn.Module) -> dict[str, Tensor]:
     Only to be read, and of a streamed model only until it changes.
     """
     weights = weights_of(model)
-    return {
-        name: weights.read(name) if weights.mask(name) is None else weights.copy(name) for name in survey(model).sites
-    }
+    return {name: weights.copy(name) if weights.masked(name) else weights.read(name) for name in survey(model).sites}
 
 
 def current_masks(model: nn.Module) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from sparseflow.hardware.backends import SparseOp
 from sparseflow.hardware.choice import Candidate, Plan, Row
 from sparseflow.hardware.layers import SparseLayer
 from sparseflow.hardware.optimizers import check_rebindable, mark_remasked, mixes_elements, rebind, refuse_mixing
+from sparseflow.hardware.places import mover
 from sparseflow.hardware.relu import pass_rectified, relus_of, restore_relus
 from sparseflow.hardware.routing import route, route_to
 from sparseflow.hardware.sample import Sample, Seen, observe
@@ -175,9 +176,7 @@ def _remask_site(site: Site, mask: Tensor, optimizer: torch.optim.Optimizer | No
     old_op, old_values = first.op, first.values
     new_op = first.repack(mask)
 
-    def move(tensor: Tensor) -> Tensor:
-        return new_op.pack_values(old_op.unpack_values(tensor))
-
+    move = mover(old_op, new_op, torch.Size(site.shape).numel())
     first.install(new_op, move(old_values.detach()))
     first.values.grad = None
     for other in site.modules[1:]:

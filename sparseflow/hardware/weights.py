@@ -42,6 +42,10 @@ class ModelWeights(Protocol):
         """True = kept; None where the tensor has no mask."""
         ...
 
+    def masked(self, name: str) -> bool:
+        """Whether it has a mask, without making one."""
+        ...
+
     def copy(self, name: str) -> Tensor:
         """The dense tensor as it is now, to keep."""
         ...
@@ -94,8 +98,12 @@ class _Held:
                 _tensor(module, key).copy_(tensor)
 
     def mask(self, name: str) -> Tensor | None:
+        module, _ = self._places[name]
+        return module.mask if isinstance(module, SparseLayer) and self.masked(name) else None
+
+    def masked(self, name: str) -> bool:
         module, key = self._places[name]
-        return module.mask if isinstance(module, SparseLayer) and key == "values" else None
+        return isinstance(module, SparseLayer) and key == "values"
 
     def copy(self, name: str) -> Tensor:
         module, key = self._places[name]
@@ -137,6 +145,10 @@ class _Streamed:
     def mask(self, name: str) -> Tensor | None:
         module, key = self._places[name]
         return self._stream.mask(self._first(module, key)) if key in module._parameters else None
+
+    def masked(self, name: str) -> bool:
+        module, key = self._places[name]
+        return key in module._parameters and self._stream.store.masked(self._first(module, key))
 
     def copy(self, name: str) -> Tensor:
         module, key = self._places[name]

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
 from sparseflow.masks import criteria
 from sparseflow.masks.criteria import Scores
-from sparseflow.masks.keep import keep_highest
+from sparseflow.masks.keep import drop_lowest
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import prune_tensors
 
@@ -165,19 +164,12 @@ def replace_smallest(
     """
     kept = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
     moved = {name: int(fraction * count) for name, count in kept.items()}
-    stay = _largest(weights, masks, {name: kept[name] - moved[name] for name in masks})
-    enter = keep_highest(growth, {name: ~mask for name, mask in stay.items()}, moved)
+    magnitudes = Scores({name: weights[name] for name in masks}, absolute=True)
+    stay = drop_lowest(magnitudes, masks, moved)
+    # Of all but the n − m that stay, m enter.
+    left_out = {name: mask.numel() - kept[name] for name, mask in masks.items()}
+    enter = drop_lowest(growth, {name: ~mask for name, mask in stay.items()}, left_out)
     return Masks({name: stay[name] | enter[name] for name in masks})
-
-
-def _largest(
-    weights: Mapping[str, Tensor], masks: Mapping[str, Tensor], counts: Mapping[str, int]
-) -> dict[str, Tensor]:
-    """Of each layer's kept weights the largest |w|, ties by index. Looks at the kept alone, of which there are few."""
-    values = {name: weights[name][mask] for name, mask in masks.items()}
-    everything = {name: torch.ones_like(one, dtype=torch.bool) for name, one in values.items()}
-    found = keep_highest(Scores(values, absolute=True), everything, counts)
-    return {name: torch.zeros_like(mask).masked_scatter_(mask, found[name]) for name, mask in masks.items()}
 
 
 def random_masks(weights: Mapping[str, Tensor], density: float, allocation: StaticAllocation, seed: int) -> Masks:

@@ -28,12 +28,18 @@ def lower_limits(floor: Floor | None, layers: Mapping[str, Layer]) -> dict[str, 
     }
 
 
+# Layers that an error names.
+_NAMED = 4
+
+
 def check_floors(lower: Mapping[str, int | None], keep: int) -> None:
     """Raises ValueError where the floors together exceed the number of units to keep."""
     needed = sum(own or 0 for own in lower.values())
     if needed > keep:
+        floors = [f"{name} {own:,}" for name, own in lower.items() if own]
+        named = ", ".join(floors[:_NAMED]) + (f" and {len(floors) - _NAMED} more" if len(floors) > _NAMED else "")
         raise ValueError(
-            f"floor: the floors add up to {needed:,} weights, but only {keep:,} are to be kept; "
+            f"floor: the floors add up to {needed:,} weights ({named}), but only {keep:,} are to be kept; "
             "lower the floor or prune less"
         )
 

@@ -56,14 +56,13 @@ def keep_units(pieces: Pieces, layers: Mapping[str, Layer], amounts: Amounts, cr
     return units
 
 
-def keep_highest(scores: Scores, survivors: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
-    """Returns masks that keep so many of the highest scores of each layer among its survivors.
+def drop_lowest(scores: Scores, survivors: Mapping[str, Tensor], drops: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the survivors of each layer without so many of its lowest scores.
 
     Of equal scores the lowest index goes first. Raises ValueError for scores that are not finite.
     """
     pieces = Pieces.whole(scores, survivors)
-    groups = [Group([name], int(survivors[name].count_nonzero()) - count) for name, count in counts.items()]
-    kept = _drop_lowest(pieces, groups)
+    kept = _drop_lowest(pieces, [Group([name], drop) for name, drop in drops.items()])
     return {piece.layer: kept[piece.place] for piece in pieces.here}
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sparseflow.masks.criteria import Scores, parameter_generator
-from sparseflow.masks.keep import keep_highest
+from sparseflow.masks.keep import drop_lowest
 from sparseflow.masks.masks import Masks
 from sparseflow.masks.select import prune_tensors
 
@@ -81,8 +81,8 @@ class EdgePopup:
         everything = Masks.ones({name: score.shape for name, score in found.items()})
         everything = everything.to(next(iter(found.values())).device)
         # As the authors' code counts.
-        counts = {name: score.numel() - int((1 - self.density) * score.numel()) for name, score in found.items()}
-        return Masks(keep_highest(Scores(found, absolute=True), everything, counts))
+        drops = {name: int((1 - self.density) * score.numel()) for name, score in found.items()}
+        return Masks(drop_lowest(Scores(found, absolute=True), everything, drops))
 
     def weights(self, frozen: Mapping[str, Tensor], masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: torch.where(mask, frozen[name], 0.0) for name, mask in masks.items()}

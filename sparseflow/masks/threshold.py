@@ -1,10 +1,10 @@
 """The exact threshold: which scores are the lowest k, by radix over the bits of their keys.
 
 Counting the digits of the keys from the top finds the k-th lowest, without a sort, a concatenation or a copy beyond
-one chunk: in one pass (16-bit floats), two (float32) or four (float64) for one threshold over all layers, in twice
-as many, of digits of 8 bits, for thresholds of many layers at once. Only counts pass between processes. They are
-integers, so the result does not depend on threads, processes or the order of sums. Equal scores are pruned lowest
-global index first, as by a stable sort.
+one chunk: in one pass (16-bit floats), two (float32) or four (float64) for one threshold over all layers or for those
+of a few large ones, in twice as many, of digits of 8 bits, for thresholds of many layers at once. Only counts pass
+between processes. They are integers, so the result does not depend on threads, processes or the order of sums. Equal
+scores are pruned lowest global index first, as by a stable sort.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -48,7 +48,7 @@ def find_thresholds(pieces: Pieces, groups: Sequence[Group]) -> list[Threshold]:
     processes sum int64 histograms: 768 KiB of them for one group of float32 magnitudes, 7 KiB a group for several.
     """
     keys = Keys(pieces.dtype, pieces.absolute)
-    bits = _WIDE if len(groups) == 1 else _NARROW
+    bits = _digit_bits(pieces, groups)
     digit = _Digit(keys, keys.bits - bits, bits)
     counts = pieces.ranks.sum(_histograms(pieces, groups, digit, [0] * len(groups)))
     _check_finite(pieces, groups, keys, counts, bits)
@@ -66,6 +66,14 @@ def find_thresholds(pieces: Pieces, groups: Sequence[Group]) -> list[Threshold]:
         Threshold(prefix, ties=int(row[value]), ties_dropped=rank) if group.drop else nothing
         for group, row, prefix, (value, rank) in zip(groups, counts, prefixes, found, strict=True)
     ]
+
+
+def _digit_bits(pieces: Pieces, groups: Sequence[Group]) -> int:
+    # Half the passes, but histograms of half a megabyte: not where many must be sent, or count small layers.
+    if len(groups) == 1:
+        return _WIDE
+    scores = sum(piece.scores.numel() for piece in pieces.here)
+    return _WIDE if pieces.ranks.world == 1 and scores >= len(groups) << _WIDE else _NARROW
 
 
 def apply_thresholds(pieces: Pieces, groups: Sequence[Group], thresholds: Sequence[Threshold]) -> dict[int, Tensor]:
@@ -104,7 +112,7 @@ def _histograms(pieces: Pieces, groups: Sequence[Group], digit: _Digit, prefixes
     total = torch.zeros(len(groups), digit.bins, dtype=torch.int64)
     for group, prefix, row in zip(groups, prefixes, total, strict=True):
         for piece in pieces.of(group.layers):
-            if _countable(piece, digit):
+            if _native(piece, digit.keys):
                 _count_natively_(row, piece, digit, prefix)
                 continue
             counts = torch.zeros(digit.bins, dtype=torch.int64, device=piece.scores.device)
@@ -129,12 +137,12 @@ def _digits(chunk: Tensor, alive: Tensor | None, digit: _Digit, prefix: int) -> 
     return torch.bincount((chunk[chosen] >> digit.shift) & (digit.bins - 1), minlength=digit.bins)
 
 
-def _countable(piece: Piece, digit: _Digit) -> bool:
-    """Whether the kernel counts it: float32 magnitudes on the CPU, and enough of them to be worth compiling it."""
+def _native(piece: Piece, keys: Keys) -> bool:
+    """Whether kernels see to it: float32 magnitudes on the CPU, and enough of them to be worth compiling them."""
     scores = piece.scores
     return (
-        digit.keys.absolute
-        and digit.keys.dtype == scores.dtype == torch.float32
+        keys.absolute
+        and keys.dtype == scores.dtype == torch.float32
         and scores.is_cpu
         and scores.numel() >= _NATIVE
         and scores.is_contiguous()
@@ -182,6 +190,10 @@ def _check_finite(pieces: Pieces, groups: Sequence[Group], keys: Keys, counts: T
 
 def _above(piece: Piece, keys: Keys, key: int) -> Tensor:
     """Returns the mask of the survivors whose keys lie above `key`."""
+    if piece.survivors is not None and _native(piece, keys):
+        from sparseflow_kernels.cpu_digits import mark_above
+
+        return mark_above(piece.scores, piece.survivors.contiguous(), key)
     mask = torch.empty(piece.scores.shape, dtype=torch.bool, device=piece.scores.device)
     flat = mask.view(-1)
     for where, chunk, alive in keys.chunks(piece.scores, piece.survivors):

@@ -33,11 +33,29 @@ def _cost(search: Search) -> str:
     by_time = search.mean(lambda cost: cost.in_dense_trainings.seconds)
     own = search.mean(lambda cost: None if cost.saved.flops is None else 1 - cost.saved.flops)
     own_time = search.mean(lambda cost: None if cost.saved.seconds is None else 1 - cost.saved.seconds)
-    return (
-        f"Finding the ticket took the FLOPs of {_number(by_flops)} dense trainings and the time of "
-        f"{_number(by_time)}. Training it takes {times(own)} the FLOPs and {times(own_time)} the time of a dense "
-        f"training, an inference {times(search.mean(lambda cost: cost.inference))} the FLOPs."
+    inference = f"{times(search.mean(lambda cost: cost.inference))} the FLOPs"
+    if own is None and own_time is None:
+        return f"{_finding(by_flops, by_time)} An inference takes {inference} of the dense network's."
+    training = _known(
+        "" if own is None else f"{times(own)} the FLOPs", "" if own_time is None else f"{times(own_time)} the time"
     )
+    return f"{_finding(by_flops, by_time)} Training it takes {training} of a dense training, an inference {inference}."
+
+
+def _finding(flops: float | None, seconds: float | None) -> str:
+    if not flops and not seconds:
+        return "Finding the ticket took no training besides its own."
+    what = _known(
+        "" if flops is None else f"the FLOPs of {_number(flops)} dense trainings",
+        ""
+        if seconds is None
+        else f"the time of {_number(seconds)}" + ("" if flops is not None else " dense trainings"),
+    )
+    return f"Finding the ticket took {what}."
+
+
+def _known(*parts: str) -> str:
+    return " and ".join(part for part in parts if part)
 
 
 def _success(search: Search) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +33,7 @@ STEPS = 4_000
 _IMAGE = torch.zeros(1, 784)
 
 
-def snip_differences(seeds: Sequence[int], folder: Path) -> Outcome:
+def snip_differences(seeds: Sequence[int]) -> Outcome:
     """Row 10a: |∂L/∂w · w| is what the loss does when the weight shrinks."""
     worst = max(
         _worst(seed, _loss, lambda model, data: snip(model, [data], cross_entropy), signed=False) for seed in seeds
@@ -42,7 +41,7 @@ def snip_differences(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(worst <= 1e-5, f"{worst:.1e} at worst")
 
 
-def grasp_differences(seeds: Sequence[int], folder: Path) -> Outcome:
+def grasp_differences(seeds: Sequence[int]) -> Outcome:
     """Row 11: −w · (Hg) is what half the squared gradient norm does when the weight shrinks; the highest go."""
     worst = max(
         _worst(seed, _half_norm, lambda model, data: grasp(model, [data], cross_entropy, 1.0), signed=True)
@@ -51,7 +50,7 @@ def grasp_differences(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(worst <= 1e-5, f"{worst:.1e} at worst, with the sign")
 
 
-def synflow_conserves(seeds: Sequence[int], folder: Path) -> Outcome:
+def synflow_conserves(seeds: Sequence[int]) -> Outcome:
     """Row 12: layers' scores add up to R; a hundred prunings keep every layer alive where a single one cuts."""
     worst, alive, collapses = 0.0, True, True
     for seed in seeds:
@@ -70,7 +69,7 @@ def synflow_conserves(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(worst <= 1e-12 and alive and collapses, said)
 
 
-def erk(seeds: Sequence[int], folder: Path) -> Outcome:
+def erk(seeds: Sequence[int]) -> Outcome:
     """Row 13: densities of LeNet-300-100 under ERK, and their mean."""
     sizes = [shape[0] * shape[1] for shape in LENET.values()]
     worst, table = 0.0, True
@@ -81,27 +80,32 @@ def erk(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(table and worst <= 1e-9, f"table {'equal' if table else 'DIFFERS'}; mean off by {worst:.0e}")
 
 
-def shuffling(seeds: Sequence[int], folder: Path) -> Outcome:
+def shuffled(seed: int) -> dict[str, float]:
+    """By criterion, how much better its mask is than the same one shuffled within its layers."""
+    gaps = {}
+    for name, density in (("SNIP", 0.1), ("SynFlow", 0.05)):
+        masks, theta_0 = _pruned(seed, name.lower(), density)
+        gaps[name] = _accuracy(seed, masks, theta_0) - _accuracy(seed, shuffle_masks(masks, seed), theta_0)
+    return gaps
+
+
+def shuffling(found: Sequence[Mapping[str, float]]) -> Outcome:
     """Row 9: masks found at initialisation are no better than the same ones shuffled within their layers."""
-    gaps: dict[str, list[float]] = {"SNIP": [], "SynFlow": []}
-    for seed in seeds:
-        for name, density in (("SNIP", 0.1), ("SynFlow", 0.05)):
-            masks, theta_0 = _pruned(seed, name.lower(), density)
-            pair = [_accuracy(seed, one, theta_0) for one in (masks, shuffle_masks(masks, seed))]
-            gaps[name].append(pair[0] - pair[1])
+    gaps = {name: [one[name] for one in found] for name in found[0]}
     means = {name: sum(each) / len(each) for name, each in gaps.items()}
     said = "; ".join(f"{name} {points(each)}" for name, each in gaps.items())
     return Outcome(all(abs(mean) <= 0.7 for mean in means.values()), f"{said} points, original − shuffled")
 
 
-def snip_against_random(seeds: Sequence[int], folder: Path) -> Outcome:
+def over_random(seed: int) -> float:
+    """How much better SNIP's mask is than a random one of uniform density, at 5 % of the weights."""
+    masks, theta_0 = _pruned(seed, "snip", 0.05)
+    random = random_masks({name: theta_0[name] for name in masks}, 0.05, "uniform", seed)
+    return _accuracy(seed, masks, theta_0) - _accuracy(seed, random, theta_0)
+
+
+def snip_against_random(gaps: Sequence[float]) -> Outcome:
     """Row 10b: at 5 % of the weights SNIP beats a random mask of uniform density."""
-    gaps = []
-    for seed in seeds:
-        masks, theta_0 = _pruned(seed, "snip", 0.05)
-        weights = {name: theta_0[name] for name in masks}
-        random = random_masks(weights, 0.05, "uniform", seed)
-        gaps.append(_accuracy(seed, masks, theta_0) - _accuracy(seed, random, theta_0))
     return Outcome(min(gaps) > 0, f"{points(gaps)} points")
 
 

@@ -6,12 +6,13 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from sparseflow.reproduction.outcome import Outcome
+from sparseflow.reproduction.parts import Part
 
-Check = Callable[[Sequence[int], Path], Outcome]
+# Takes seeds; where its claim has a part, what that has found for each of them.
+Check = Callable[[Sequence[Any]], Outcome]
 _HERE = "sparseflow.reproduction"
 
 
@@ -19,7 +20,7 @@ _HERE = "sparseflow.reproduction"
 class Claim:
     """One row. `run` names the check, module:function below this package; `needs`: modules that it cannot do without.
 
-    `fast`: exact, and done in seconds; the others train on Fashion-MNIST.
+    `part` names the training that it judges, a function of one seed; rows without one are exact, and done in seconds.
     """
 
     row: str
@@ -28,8 +29,13 @@ class Claim:
     tolerance: str
     run: str
     seeds: tuple[int, ...] = (1, 2, 3)
-    fast: bool = False
+    part: str = ""
     needs: tuple[str, ...] = ()
+
+    @property
+    def fast(self) -> bool:
+        """Whether it trains nothing on Fashion-MNIST."""
+        return not self.part
 
     @property
     def missing(self) -> list[str]:
@@ -38,8 +44,11 @@ class Claim:
 
     def load(self) -> Check:
         """The function that checks it."""
-        module, _, name = self.run.partition(":")
-        return cast(Check, getattr(import_module(f"{_HERE}.{module}"), name))
+        return cast(Check, _load(self.run))
+
+    def load_part(self) -> Part | None:
+        """What is measured for each seed, if anything is."""
+        return cast(Part, _load(self.part)) if self.part else None
 
 
 def find_claims(rows: Sequence[str]) -> list[Claim]:
@@ -51,6 +60,11 @@ def find_claims(rows: Sequence[str]) -> list[Claim]:
     if unknown:
         raise ValueError(f"no row {unknown[0]!r} to reproduce; rows: {', '.join(claim.row for claim in CLAIMS)}")
     return found
+
+
+def _load(path: str) -> object:
+    module, _, name = path.partition(":")
+    return getattr(import_module(f"{_HERE}.{module}"), name)
 
 
 def _exists(name: str) -> bool:
@@ -68,7 +82,6 @@ CLAIMS = (
         "0",
         "searches:schedule",
         seeds=(),
-        fast=True,
     ),
     Claim(
         "2",
@@ -76,7 +89,6 @@ CLAIMS = (
         "three rounds by every optimizer",
         "bitwise",
         "searches:invariants",
-        fast=True,
     ),
     Claim(
         "3",
@@ -84,6 +96,7 @@ CLAIMS = (
         f"{_FMNIST}, ten rounds of 8,000 steps: ticket − dense at 10.8 %",
         "mean ≥ +0.3 points, no seed below −0.3",
         "tickets:ticket_against_dense",
+        part="tickets:search",
     ),
     Claim(
         "4",
@@ -91,6 +104,7 @@ CLAIMS = (
         "ticket − reinit at 10.8 %; early stop",
         "mean ≥ 0.8 points, above 0 in each seed; earlier in two of three",
         "tickets:ticket_against_reinit",
+        part="tickets:search",
     ),
     Claim(
         "5",
@@ -98,6 +112,7 @@ CLAIMS = (
         "ticket − shuffled mask at 5.6 %",
         "mean ≥ 1.2 points",
         "tickets:ticket_against_shuffle",
+        part="tickets:search",
     ),
     Claim(
         "6",
@@ -105,6 +120,7 @@ CLAIMS = (
         "iterative − one-shot at 5.6 %",
         "mean ≥ 0.5 points",
         "tickets:iterative_against_one_shot",
+        part="tickets:search",
     ),
     Claim(
         "7a",
@@ -112,6 +128,7 @@ CLAIMS = (
         "the same order twice: no barrier",
         "0",
         "stable:same_order",
+        part="stable:one_order",
         seeds=(1,),
     ),
     Claim(
@@ -120,6 +137,7 @@ CLAIMS = (
         f"{_FMNIST}, two trainings of 4,000 steps from θ₀",
         "instability < 2 points on test and train",
         "stable:stable_at_init",
+        part="stable:orders",
     ),
     Claim(
         "8",
@@ -127,7 +145,6 @@ CLAIMS = (
         "k = 0 equals the paper's loop by hand; k = 5 starts at θ₅; learning-rate rewinding keeps θ_T",
         "bitwise",
         "searches:rewinding",
-        fast=True,
     ),
     Claim(
         "9",
@@ -135,6 +152,7 @@ CLAIMS = (
         f"{_FMNIST}, 4,000 steps: SNIP at 10 %, SynFlow at 5 %",
         "|mean| ≤ 0.7 points",
         "at_init:shuffling",
+        part="at_init:shuffled",
     ),
     Claim(
         "10a",
@@ -142,7 +160,6 @@ CLAIMS = (
         "central differences",
         "1e-5, relative",
         "at_init:snip_differences",
-        fast=True,
     ),
     Claim(
         "10b",
@@ -150,6 +167,7 @@ CLAIMS = (
         f"{_FMNIST}, 4,000 steps: SNIP − random uniform mask at 5 %",
         "above 0 in each seed",
         "at_init:snip_against_random",
+        part="at_init:over_random",
     ),
     Claim(
         "11",
@@ -157,7 +175,6 @@ CLAIMS = (
         "central differences of ½|g|², with the sign",
         "1e-5, relative",
         "at_init:grasp_differences",
-        fast=True,
     ),
     Claim(
         "12",
@@ -166,7 +183,6 @@ CLAIMS = (
         "1e-12; connected; cut",
         "at_init:synflow_conserves",
         seeds=(0,),
-        fast=True,
     ),
     Claim(
         "13",
@@ -175,7 +191,6 @@ CLAIMS = (
         "1e-9",
         "at_init:erk",
         seeds=(),
-        fast=True,
     ),
     Claim(
         "14",
@@ -183,6 +198,7 @@ CLAIMS = (
         f"{_FMNIST} at 50 %, 800 steps; weights untouched",
         "≥ 75 % in each seed",
         "strong:edge_popup",
+        part="strong:popped_up",
         needs=("sparseflow.training.strong_ticket",),
     ),
     Claim(
@@ -192,7 +208,6 @@ CLAIMS = (
         "≤ 0.2; 0.2 to 0.5; ≥ 0.85; ≥ 0.98",
         "strong:subset_sums",
         seeds=(0,),
-        fast=True,
         needs=("sparseflow.theory",),
     ),
     Claim(
@@ -202,7 +217,6 @@ CLAIMS = (
         "1e-9",
         "strong:planner",
         seeds=(),
-        fast=True,
         needs=("sparseflow.theory",),
     ),
     Claim(
@@ -212,7 +226,6 @@ CLAIMS = (
         "all",
         "strong:sign_in_toy",
         seeds=(0,),
-        fast=True,
         needs=("sparseflow.masks.sign_in",),
     ),
     Claim(
@@ -221,6 +234,7 @@ CLAIMS = (
         "ticket at 10.8 %: its mask with trained signs and random magnitudes, with trained magnitudes and random signs",
         "the first above the second in each seed",
         "signs:signs_carry",
+        part="signs:arms",
     ),
     Claim(
         "19a",
@@ -228,7 +242,6 @@ CLAIMS = (
         "one layer scaled by 7: same masks; magnitude's change",
         "exact",
         "importance:scale",
-        fast=True,
     ),
     Claim(
         "19b",
@@ -236,6 +249,7 @@ CLAIMS = (
         f"{_FMNIST}, ten rounds of 2,000 steps, 10.7 %: accuracy, and overlap against chance",
         "≤ 1.0 points apart; overlap above chance",
         "importance:tickets",
+        part="importance:side_by_side",
         seeds=(1,),
     ),
     Claim(
@@ -244,6 +258,7 @@ CLAIMS = (
         "1,000 steps: correlation of the second layer with its start",
         "Muon < 0.75 < Adam",
         "strong:muon_erasure",
+        part="strong:remembered",
         needs=("sparseflow.training.muon", "sparseflow.training.erasure"),
     ),
     Claim(
@@ -252,7 +267,6 @@ CLAIMS = (
         "laws, each exact",
         "exact",
         "laws:structure",
-        fast=True,
     ),
     Claim(
         "21b",
@@ -261,7 +275,6 @@ CLAIMS = (
         "exact",
         "laws:iso_flop",
         seeds=(),
-        fast=True,
         needs=("sparseflow.training.sparse_ift",),
     ),
 )

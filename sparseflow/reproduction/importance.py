@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -19,7 +19,7 @@ _BY: tuple[Importance | None, ...] = (None, "l1", "l2", "minmax", "softmax")
 _BLIND = ("l1", "l2", "minmax")
 
 
-def scale(seeds: Sequence[int], folder: Path) -> Outcome:
+def scale(seeds: Sequence[int]) -> Outcome:
     """Row 19a: which masks change when a layer is scaled."""
     changed: set[str] = set()
     for seed in seeds:
@@ -35,14 +35,20 @@ def scale(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(holds, f"changed: {', '.join(sorted(changed)) or 'none'}; not: {', '.join(_BLIND)}")
 
 
-def tickets(seeds: Sequence[int], folder: Path) -> Outcome:
-    """Row 19b: tickets by magnitude, L1 and L2 from one initialisation."""
+def side_by_side(seed: int) -> dict[str, Any]:
+    """Tickets by magnitude, L1 and L2 from one initialisation: accuracies, and what they share."""
+    found = {by or "magnitude": short_search(seed, rate=RATE, importance=by, floor=1) for by in _BY[:3]}
+    shared = overlap_of([one.masks for one in found.values()])
+    accuracies = {name: one.accuracy for name, one in found.items()}
+    return {"accuracies": accuracies, "of_kept": shared.of_kept, "over_chance": shared.over_chance}
+
+
+def tickets(found: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Row 19b: tickets by magnitude, L1 and L2 overlap more than by chance, and are about as accurate."""
     shown, holds = [], True
-    for seed in seeds:
-        found = {by or "magnitude": short_search(seed, rate=RATE, importance=by, floor=1) for by in _BY[:3]}
-        accuracies = [one.accuracy for one in found.values()]
-        shared = overlap_of([one.masks for one in found.values()])
-        holds = holds and max(accuracies) - min(accuracies) <= 1.0 and shared.over_chance > 1
-        each = ", ".join(f"{name} {one.accuracy:.2f}" for name, one in found.items())
-        shown.append(f"{each} %; all three share {shared.of_kept:.1%} of a ticket, {shared.over_chance:.1f} × chance")
+    for one in found:
+        accuracies = one["accuracies"].values()
+        holds = holds and max(accuracies) - min(accuracies) <= 1.0 and one["over_chance"] > 1
+        each = ", ".join(f"{name} {accuracy:.2f}" for name, accuracy in one["accuracies"].items())
+        shown.append(f"{each} %; all three share {one['of_kept']:.1%} of a ticket, {one['over_chance']:.1f} × chance")
     return Outcome(holds, "; ".join(shown))

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from math import cos, floor, pi
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from sparseflow.reproduction.small import network
 _SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def structure(seeds: Sequence[int], folder: Path) -> Outcome:
+def structure(seeds: Sequence[int]) -> Outcome:
     """Row 21a: all laws, each a yes or a no."""
     found = {
         "RigL's counts": all(_rigl_counts(seed) for seed in seeds),
@@ -37,7 +36,7 @@ def structure(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(all(found.values()), "; ".join(f"{what}: {'yes' if held else 'no'}" for what, held in found.items()))
 
 
-def iso_flop(seeds: Sequence[int], folder: Path) -> Outcome:
+def iso_flop(seeds: Sequence[int]) -> Outcome:
     """Row 21b: layers of Sparse-IFT take the FLOPs of the dense ones that they replace."""
     sparse_ift: Any = import_module("sparseflow.training.sparse_ift")
     shown, holds = [], True

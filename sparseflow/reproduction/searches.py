@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ ROUND_7 = [49_325, 6_291, 478]
 _SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 
 
-def schedule(seeds: Sequence[int], folder: Path) -> Outcome:
+def schedule(seeds: Sequence[int]) -> Outcome:
     """Row 1: what 20 % a round, 10 % of the output layer, leave of LeNet-300-100, weight by weight."""
     generator = torch.Generator().manual_seed(0)
     weights = {name: torch.randn(shape, generator=generator) for name, shape in LENET.items()}
@@ -47,7 +46,7 @@ def schedule(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(not wrong, "all of rounds 1 to 24" if not wrong else f"wrong in rounds {wrong}")
 
 
-def invariants(seeds: Sequence[int], folder: Path) -> Outcome:
+def invariants(seeds: Sequence[int]) -> Outcome:
     """Row 2: the rewind is exact, what is pruned stays zero, nothing returns; by every optimizer at hand."""
     broken = [
         f"{name}, seed {seed}"
@@ -59,7 +58,7 @@ def invariants(seeds: Sequence[int], folder: Path) -> Outcome:
     return Outcome(not broken, f"bitwise: {tried}" if not broken else f"broken: {', '.join(broken)}")
 
 
-def rewinding(seeds: Sequence[int], folder: Path) -> Outcome:
+def rewinding(seeds: Sequence[int]) -> Outcome:
     """Row 8: rewinding to 0 is plain pruning, rewinding to k starts at theta_k, learning rates alone keep theta_T."""
     found = {
         "k = 0 is IMP": all(_is_plain(seed) for seed in seeds),

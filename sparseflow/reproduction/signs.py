@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from torch import Tensor
 
@@ -11,19 +10,28 @@ from sparseflow.reproduction.outcome import Outcome, points
 from sparseflow.reproduction.short import STEPS, Found, short_search
 from sparseflow.reproduction.tickets import layerwise, lenet_trainer, train_masked
 
+_ARMS = ("ticket", "signs", "magnitudes", "neither")
 
-def signs_carry(seeds: Sequence[int], folder: Path) -> Outcome:
+
+def arms(seed: int) -> dict[str, float]:
+    """Accuracies of a ticket, and of its mask with trained signs, trained magnitudes, and neither."""
+    found = short_search(seed, **layerwise(1))
+    fresh = _fresh(seed, found)
+    signs = {name: found.trained[name].sign() * fresh[name].abs() for name in fresh}
+    magnitudes = {name: fresh[name].sign() * found.trained[name].abs() for name in fresh}
+    return {
+        "ticket": found.accuracy,
+        "signs": _accuracy(seed, found, signs),
+        "magnitudes": _accuracy(seed, found, magnitudes),
+        "neither": _accuracy(seed, found, fresh),
+    }
+
+
+def signs_carry(found: Sequence[Mapping[str, float]]) -> Outcome:
     """Row 18: a ticket's mask with its trained signs, magnitudes drawn anew; and the other way round."""
-    gaps, beside = [], []
-    for seed in seeds:
-        found = short_search(seed, **layerwise(1))
-        fresh = _fresh(seed, found)
-        signs = _accuracy(seed, found, {name: found.trained[name].sign() * fresh[name].abs() for name in fresh})
-        magnitudes = _accuracy(seed, found, {name: fresh[name].sign() * found.trained[name].abs() for name in fresh})
-        neither = _accuracy(seed, found, fresh)
-        gaps.append(signs - magnitudes)
-        beside.append(f"{found.accuracy:.2f} {signs:.2f} {magnitudes:.2f} {neither:.2f}")
-    said = f"{points(gaps)} points; ticket, signs, magnitudes, neither: {'; '.join(beside)} %"
+    gaps = [one["signs"] - one["magnitudes"] for one in found]
+    beside = [" ".join(f"{one[arm]:.2f}" for arm in _ARMS) for one in found]
+    said = f"{points(gaps)} points; {', '.join(_ARMS)}: {'; '.join(beside)} %"
     return Outcome(min(gaps) > 0, said)
 
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from sparseflow.reproduction.claims import CLAIMS, Claim
+from sparseflow.reproduction.parts import Parts
 from sparseflow.training.records import write_json
 
 Status = Literal["holds", "missed", "open"]
@@ -30,31 +31,51 @@ class Result:
     seconds: float = 0.0
 
 
-def reproduce(claim: Claim, folder: Path, seeds: Sequence[int] = ()) -> Result:
-    """Runs one check, by its own seeds or those given. Searches that it shares with others are kept in `folder`."""
+def reproduce(claim: Claim, parts: Parts, seeds: Sequence[int] = ()) -> Result:
+    """Runs one check, by its own seeds or those given. Its seconds include those of parts that others share."""
     if claim.missing:
         return Result(claim.row, "open", f"needs {', '.join(claim.missing)}")
-    chosen = tuple(seeds) if seeds and claim.seeds else claim.seeds
+    chosen = _chosen(claim, seeds)
+    part, seconds, found = claim.load_part(), 0.0, list[Any](chosen)
+    if part is not None:
+        found, seconds = parts.found(part, chosen)
     began = time.perf_counter()
-    outcome = claim.load()(chosen, folder)
+    outcome = claim.load()(found)
     status: Status = "holds" if outcome.holds else "missed"
-    return Result(claim.row, status, outcome.measured, chosen, time.perf_counter() - began)
+    return Result(claim.row, status, outcome.measured, chosen, seconds + time.perf_counter() - began)
 
 
 def reproduce_all(
-    claims: Sequence[Claim], out: Path, folder: Path, seeds: Sequence[int] = (), show: Callable[[Result], None] = print
+    claims: Sequence[Claim], out: Path, parts: Parts, seeds: Sequence[int] = (), show: Callable[[Result], None] = print
 ) -> list[Result]:
-    """Runs the checks and lays what they found over what `out` holds; the page is written after each of them."""
+    """Runs the checks and lays what they found over what `out` holds; the page is written after each of them.
+
+    Exact rows come first, alone; then all parts at once.
+    """
     out.mkdir(parents=True, exist_ok=True)
     found = []
-    for claim in claims:
-        result = reproduce(claim, folder, seeds)
+    # False before True: exact rows come first.
+    for claim in sorted(claims, key=lambda claim: not claim.fast):
+        if not claim.fast:
+            _begin(claims, parts, seeds)
+        result = reproduce(claim, parts, seeds)
         found.append(result)
         known = {**read_results(out), result.row: result}
         write_json(out / KEPT, {row: asdict(one) for row, one in known.items()})
         (out / PAGE).write_text(page(known), encoding="utf-8")
         show(result)
     return found
+
+
+def _begin(claims: Sequence[Claim], parts: Parts, seeds: Sequence[int]) -> None:
+    for claim in claims:
+        part = None if claim.missing else claim.load_part()
+        if part is not None:
+            parts.begin(part, _chosen(claim, seeds))
+
+
+def _chosen(claim: Claim, seeds: Sequence[int]) -> tuple[int, ...]:
+    return tuple(seeds) if seeds and claim.seeds else claim.seeds
 
 
 def read_results(out: Path) -> dict[str, Result]:

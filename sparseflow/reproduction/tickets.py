@@ -6,10 +6,8 @@ place of 50,000: LeNet-300-100, Adam 1.2e-3, batches of 60, 20 % a round and 10 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +21,6 @@ from sparseflow.reproduction.outcome import Outcome, points
 from sparseflow.training.controls import Kind, train_control
 from sparseflow.training.lottery import imp
 from sparseflow.training.pruning import prune
-from sparseflow.training.records import write_json
 from sparseflow.training.trainer import Trained, Trainer
 
 STEPS = 8_000
@@ -32,34 +29,52 @@ ROUNDS = 13
 MIDDLE = 10
 RATE, LAST_RATE = 0.2, 0.1
 
-# Arm → test accuracy at early stop, and the early-stop step.
+# Of one seed's search: arm → test accuracy at early stop, and the early-stop step.
 Measured = Mapping[str, Mapping[str, float]]
 
 
-def ticket_against_dense(seeds: Sequence[int], folder: Path) -> Outcome:
+def search(seed: int) -> Measured:
+    """What rows 3 to 6 look at."""
+    trainer = lenet_trainer(seed)
+    theta_0 = dense_state(trainer.model)
+    arms: dict[str, dict[str, float]] = {}
+    controls: dict[int, Kind] = {MIDDLE: "reinit", ROUNDS: "shuffle"}
+    at_once = Masks({})
+    for ticket in imp(trainer, rounds=ROUNDS, **layerwise(1)):
+        assert trainer.last is not None
+        arms[f"ticket-{ticket.round}" if ticket.round else "dense"] = _arm(trainer.last)
+        if ticket.round == 0:
+            at_once = prune(trainer.model, **layerwise(ROUNDS))
+        if ticket.round in controls:
+            kind = controls[ticket.round]
+            arms[f"{kind}-{ticket.round}"] = _arm(train_control(trainer, ticket, kind, theta_0))
+    arms["one-shot"] = _arm(train_masked(trainer, at_once, theta_0))
+    return arms
+
+
+def ticket_against_dense(searches: Sequence[Measured]) -> Outcome:
     """Row 3: at 10.8 % the ticket is at least as good as the dense network."""
-    gaps = [_gap(arms, "ticket-10", "dense") for arms in _searches(seeds, folder)]
+    gaps = [_gap(arms, "ticket-10", "dense") for arms in searches]
     return Outcome(_mean(gaps) >= 0.3 and min(gaps) >= -0.3, f"{points(gaps)} points")
 
 
-def ticket_against_reinit(seeds: Sequence[int], folder: Path) -> Outcome:
+def ticket_against_reinit(searches: Sequence[Measured]) -> Outcome:
     """Row 4: at 10.8 % the ticket beats its mask with fresh weights, and stops earlier in most seeds."""
-    found = _searches(seeds, folder)
-    gaps = [_gap(arms, "ticket-10", "reinit-10") for arms in found]
-    earlier = sum(arms["ticket-10"]["step"] < arms["reinit-10"]["step"] for arms in found)
-    holds = _mean(gaps) >= 0.8 and min(gaps) > 0 and 3 * earlier >= 2 * len(found)
-    return Outcome(holds, f"{points(gaps)} points; earlier in {earlier} of {len(found)}")
+    gaps = [_gap(arms, "ticket-10", "reinit-10") for arms in searches]
+    earlier = sum(arms["ticket-10"]["step"] < arms["reinit-10"]["step"] for arms in searches)
+    holds = _mean(gaps) >= 0.8 and min(gaps) > 0 and 3 * earlier >= 2 * len(searches)
+    return Outcome(holds, f"{points(gaps)} points; earlier in {earlier} of {len(searches)}")
 
 
-def ticket_against_shuffle(seeds: Sequence[int], folder: Path) -> Outcome:
+def ticket_against_shuffle(searches: Sequence[Measured]) -> Outcome:
     """Row 5: at 5.6 % the ticket beats its weights under the shuffled mask."""
-    gaps = [_gap(arms, "ticket-13", "shuffle-13") for arms in _searches(seeds, folder)]
+    gaps = [_gap(arms, "ticket-13", "shuffle-13") for arms in searches]
     return Outcome(_mean(gaps) >= 1.2, f"{points(gaps)} points")
 
 
-def iterative_against_one_shot(seeds: Sequence[int], folder: Path) -> Outcome:
+def iterative_against_one_shot(searches: Sequence[Measured]) -> Outcome:
     """Row 6: at 5.6 % thirteen prunings find a better ticket than one."""
-    gaps = [_gap(arms, "ticket-13", "one-shot") for arms in _searches(seeds, folder)]
+    gaps = [_gap(arms, "ticket-13", "one-shot") for arms in searches]
     return Outcome(_mean(gaps) >= 0.5, f"{points(gaps)} points")
 
 
@@ -84,34 +99,6 @@ def layerwise(rounds: int) -> dict[str, Any]:
         "rate": 1 - (1 - RATE) ** rounds,
         "rates": {"fc3.weight": 1 - (1 - LAST_RATE) ** rounds},
     }
-
-
-def _searches(seeds: Sequence[int], folder: Path) -> list[Measured]:
-    """What each seed's search found; from the folder where it has been there before."""
-    return [_search(seed, folder / f"search-{seed}.json") for seed in seeds]
-
-
-def _search(seed: int, kept: Path) -> Measured:
-    if kept.exists():
-        before: Measured = json.loads(kept.read_text())
-        return before
-    trainer = lenet_trainer(seed)
-    theta_0 = dense_state(trainer.model)
-    arms: dict[str, dict[str, float]] = {}
-    controls: dict[int, Kind] = {MIDDLE: "reinit", ROUNDS: "shuffle"}
-    at_once = Masks({})
-    for ticket in imp(trainer, rounds=ROUNDS, **layerwise(1)):
-        assert trainer.last is not None
-        arms[f"ticket-{ticket.round}" if ticket.round else "dense"] = _arm(trainer.last)
-        if ticket.round == 0:
-            at_once = prune(trainer.model, **layerwise(ROUNDS))
-        if ticket.round in controls:
-            kind = controls[ticket.round]
-            arms[f"{kind}-{ticket.round}"] = _arm(train_control(trainer, ticket, kind, theta_0))
-    arms["one-shot"] = _arm(train_masked(trainer, at_once, theta_0))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_json(kept, arms)
-    return arms
 
 
 def _arm(trained: Trained) -> dict[str, float]:

@@ -47,7 +47,7 @@ class Masking:
         if not self.method.due(step):
             return None
         gradients = self._averaged(found) if self.method.uses_gradients else None
-        if gradients is not None and not all(bool(one.isfinite().all()) for one in gradients.values()):
+        if gradients is not None and not all(map(_finite, gradients.values())):
             return None
         with torch.no_grad():
             masks = current_masks(model)
@@ -57,6 +57,11 @@ class Masking:
     def _averaged(self, found: Mapping[str, DenseGradient]) -> dict[str, Tensor]:
         totals = {name: _total(one) for name, one in found.items()}
         return dict(criteria.averaged(Scores(totals, absolute=True), self._ranks).tensors)
+
+
+def _finite(tensor: Tensor) -> bool:
+    # A sum, quickly made, is finite only where all are; it may overflow where they are too.
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def _total(gradient: DenseGradient) -> Tensor:

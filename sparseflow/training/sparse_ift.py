@@ -21,7 +21,7 @@ from sparseflow import models
 from sparseflow.hardware.model import dense_weights
 from sparseflow.hardware.survey import survey
 from sparseflow.masks import criteria
-from sparseflow.masks.keep import keep_highest
+from sparseflow.masks.keep import drop_lowest
 from sparseflow.masks.masks import Masks
 
 
@@ -170,7 +170,8 @@ def _transform(
 
 def _random(weights: Mapping[str, Tensor], kept: Mapping[str, int], seed: int) -> Masks:
     everywhere = {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in weights.items()}
-    return Masks(keep_highest(criteria.random(weights, seed=seed), everywhere, kept))
+    drops = {name: weight.numel() - kept[name] for name, weight in weights.items()}
+    return Masks(drop_lowest(criteria.random(weights, seed=seed), everywhere, drops))
 
 
 def _share(sizes: Mapping[str, int], total: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.hardware.model import dense_state
+from sparseflow.training import connectivity
 from sparseflow.training.connectivity import (
     Barrier,
     Line,
@@ -20,6 +21,7 @@ from sparseflow.training.connectivity import (
     stability,
     suggested_step,
 )
+from sparseflow.training.trainer import Trainer
 
 
 def test_the_same_order_twice_has_no_barrier_at_all() -> None:
@@ -103,12 +105,32 @@ def test_interpolation_hits_both_ends_exactly() -> None:
     assert torch.equal(interpolate(a, a, 0.3)["w"], a["w"])
 
 
-def test_pruned_weights_stay_pruned_between_two_tickets() -> None:
-    trainer = tiny_trainer()
+def test_biases_and_batch_norm_are_interpolated_and_counts_are_not() -> None:
+    a, b = (dense_state(tiny_trainer(seed=seed).model) for seed in (1, 2))
+    b = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in b.items()}
+    found = interpolate(a, b, 0.25)
+    assert {"fc1.bias", "norm.weight", "norm.bias"} < set(found)
+    for name, tensor in found.items():
+        expected = 0.75 * a[name] + 0.25 * b[name] if tensor.is_floating_point() else a[name]
+        torch.testing.assert_close(tensor, expected)
+        assert tensor.is_floating_point() != torch.equal(tensor, a[name])
+
+
+def test_pruned_weights_stay_pruned_between_two_tickets(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, ends = tiny_trainer(), list[dict[str, Tensor]]()
+
+    def noted(trainer: Trainer, *states: dict[str, Tensor], points: int) -> Barrier:
+        ends.extend(states)
+        return barrier(trainer, *states, points=points)
+
+    monkeypatch.setattr(connectivity, "barrier", noted)
     masks = sf.prune(trainer.model, 0.3)
     before = dense_state(trainer.model)
     (found,) = stability(trainer, [3], masks)
     assert found.step == 3
+    # Both have the same mask, and so does all that lies between.
+    for state in (*ends, interpolate(*ends, 0.5)):
+        assert all(not state[name][~mask].any() and state[name][mask].any() for name, mask in masks.items())
     assert all(torch.equal(tensor, before[name]) for name, tensor in dense_state(trainer.model).items())
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -39,6 +39,7 @@ def test_the_four_formulas_on_the_unpruned() -> None:
         torch.testing.assert_close(found[by], torch.tensor(numbers, dtype=torch.float64), **EXACT)  # type: ignore[index]
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3))
 def test_only_softmax_and_magnitude_see_a_layers_scale(seed: int, factor: float) -> None:
     weights = {name: tensor.double() for name, tensor in layers(seed).items()}

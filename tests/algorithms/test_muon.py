@@ -50,8 +50,9 @@ def test_the_map_of_singular_values() -> None:
 
 
 @pytest.mark.parametrize("shape", [(300, 784), (784, 300), (40, 160), (100, 7)])
-def test_singular_values_of_random_matrices(shape: tuple[int, int]) -> None:
-    matrix = drawn(*shape)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_singular_values_of_random_matrices(shape: tuple[int, int], seed: int) -> None:
+    matrix = drawn(*shape, seed=seed)
     found = orthogonalize(matrix)
     assert singular(found).min() > 0.67 and singular(found).max() < 1.21
     u, _, vh = torch.linalg.svd(matrix, full_matrices=False)

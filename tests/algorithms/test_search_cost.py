@@ -130,6 +130,29 @@ def test_the_report_says_both() -> None:
     assert words[0] in shown and words[1] in shown
 
 
+def words_of(trained: list[dict[str, Any]], number: int, **how: bool) -> str:
+    cost = search_cost(trained, number, 100, LAYERS, **{"dynamic": False, "settled": True, **how})
+    content = {
+        "round": number,
+        "costs": [cost.to_json()],
+        "success": success([1], {"ticket": np.ones((1, 50))}, trained).to_json(),
+    }
+    return search_in_words(Search.model_validate(content))[0]
+
+
+def test_words_say_nothing_of_what_is_not_known() -> None:
+    # Pruned at initialisation: no dense training to compare times with.
+    assert words_of([network(1, 10)], 1) == (
+        "Finding the ticket took no training besides its own. Training it takes 0.10× the FLOPs of a dense training, "
+        "an inference 0.10× the FLOPs."
+    )
+    # A strong ticket, whose scores are dense.
+    assert words_of([network(1, 50)], 1, settled=False) == (
+        "Finding the ticket took no training besides its own. An inference takes 0.50× the FLOPs of the dense "
+        "network's."
+    )
+
+
 @pytest.mark.parametrize("kind", ["lenet", "convolutions"])
 def test_torch_counts_as_many_for_a_dense_step(kind: str) -> None:
     if kind == "lenet":

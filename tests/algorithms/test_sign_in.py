@@ -76,10 +76,27 @@ def test_who_recovers_on_200_random_draws() -> None:
     assert not torch.equal(found[clear], (a.abs() < w)[clear])
 
 
-@pytest.mark.parametrize(("beta_a", "beta_w", "recovered"), [(1.0, 0.5, True), (1.0, 1.0, False), (0.5, 1.0, False)])
-def test_balanced_starts(beta_a: float, beta_w: float, recovered: bool) -> None:
-    a, w = torch.tensor([-0.7], dtype=torch.float64), torch.tensor([0.7], dtype=torch.float64)
-    assert bool(recovers(a, w, beta_a, beta_w)) is recovered
+@pytest.mark.parametrize(
+    ("beta_a", "beta_w", "loss"), [(1.0, 0.5, 0.0), (1.0, 1.0, 0.25), (0.5, 1.0, 0.25), (None, None, 0.25)]
+)
+def test_balanced_starts(beta_a: float | None, beta_w: float | None, loss: float) -> None:
+    w = torch.tensor([0.3, 0.7, 1.5], dtype=torch.float64)
+    a = -w
+    if beta_a is not None and beta_w is not None:
+        assert recovers(a, w, beta_a, beta_w).tolist() == [loss == 0] * 3
+
+    def rate(beta: float | None) -> Any:
+        return lambda x: 1.0 if beta is None else speed(x, torch.tensor(beta, dtype=torch.float64))
+
+    assert flowed(a, w, rate(beta_a), rate(beta_w)).tolist() == pytest.approx([loss] * 3, abs=1e-4)
+
+
+def flowed(a: Tensor, w: Tensor, rate_a: Any, rate_w: Any) -> Tensor:
+    """The loss of a · relu(w x) against relu(x), x ~ N(0, 1), after the flow: (a w − 1)² / 4, or 1/4 of a dead unit."""
+    for _ in range(3_000):
+        slope = (a * w - 1) / 2 * (w > 0) * 0.01
+        a, w = a - rate_a(a) * slope * w, w - rate_w(w) * slope * a
+    return (a * w.clamp(min=0) - 1) ** 2 / 4
 
 
 def sparse_layer(density: float = 0.5, backend: str = "dense-compact") -> tuple[nn.Module, dict[str, Tensor]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -32,6 +32,7 @@ def products(model: nn.Module, masks: Masks) -> int:
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
+@settings(deadline=None, max_examples=50)
 @given(density=st.floats(0.03, 1), sizes=st.tuples(st.integers(3, 60), st.integers(3, 60), st.integers(3, 60)))
 def test_products_are_equal_to_the_last_one(
     transform: Callable[[nn.Module, float], Masks], density: float, sizes: tuple[int, int, int]

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ def test_of_equal_scores_the_first_go() -> None:
     assert masks["a"].int().tolist() == [[0, 0, 1, 1, 0, 0, 1, 1]]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 4), st.integers(0, 99))
 def test_exact_at_its_density_whatever_the_shape(out: int, m: int, times: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -74,6 +75,7 @@ def test_blocks_go_as_one_by_their_mean() -> None:
     assert masks["a"].int().tolist() == [[0, 0, 1, 1], [0, 0, 1, 1]]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.floats(0.1, 1.0))
 def test_blocks_are_whole_and_counted_exactly(h: int, w: int, down: int, along: int, density: float) -> None:
     weights = {"a": torch.randn(h * down, w * along, generator=torch.Generator().manual_seed(0))}

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseflow_kernels.cpu_digits import count_digits
+from sparseflow_kernels.cpu_digits import count_digits, mark_above
 
 DIGITS = [(16, 16), (0, 16), (24, 8), (16, 8), (8, 8), (0, 8)]
 
@@ -49,3 +49,22 @@ def test_what_it_cannot_count_is_refused() -> None:
         count_digits(torch.ones(3), torch.ones(2) > 0, counts, 0, 16)
     with pytest.raises(ValueError, match="counts: expected 32768 places, got 256"):
         count_digits(torch.ones(3), None, counts[:256], 16, 16)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(width=32), min_size=1, max_size=70), st.data())
+def test_marks_the_chosen_above_a_key(values: list[float], data: st.DataObject) -> None:
+    numbers = torch.tensor(values, dtype=torch.float32)
+    keys = numbers.view(torch.int32) & 0x7FFFFFFF
+    key = data.draw(st.sampled_from([-1, *keys.tolist()]))
+    chosen = torch.tensor(
+        data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values))), dtype=torch.bool
+    )
+    assert torch.equal(mark_above(numbers, chosen, key), (keys > key) & chosen)
+
+
+def test_marks_only_what_it_can_read() -> None:
+    with pytest.raises(ValueError, match=r"numbers: expected contiguous torch\.float32 on the CPU"):
+        mark_above(torch.ones(3).double(), torch.ones(3) > 0, 0)
+    with pytest.raises(ValueError, match="chosen: expected 3 of them, got 2"):
+        mark_above(torch.ones(3), torch.ones(2) > 0, 0)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseflow_kernels.cpu_structure import structure
+from sparseflow_kernels.cpu_structure import places, structure
 
 sizes = st.integers(1, 70)
 
@@ -41,3 +41,12 @@ def test_pointers_delimit_the_rows_of_each_block(outputs: int, inputs: int, bloc
     assert torch.equal(found.row_pointers[1:, 0], found.row_pointers[:-1, -1])
     assert torch.equal(found.row_work.diff().long(), mask.sum(1))
     assert torch.equal(found.column_work.diff().long(), mask.sum(0))
+
+
+@settings(deadline=None, max_examples=20)
+@given(sizes, sizes, st.integers(1, 80), st.integers(0, 99))
+def test_places_are_those_of_the_values(outputs: int, inputs: int, block: int, seed: int) -> None:
+    mask = torch.rand(outputs, inputs, generator=torch.Generator().manual_seed(seed)) < 0.3
+    row, column = mask.nonzero().unbind(1)
+    in_columns = (row // block * inputs + column).argsort(stable=True)
+    assert torch.equal(places(structure(mask, block, block)), (row * inputs + column)[in_columns])

@@ -132,9 +132,15 @@ def test_floor_is_a_count_a_fraction_or_by_name(allocation: Allocation, floor: A
     assert masks.nnz == (505 if allocation == "global" else 500)
 
 
+def test_floors_of_many_layers_are_counted_not_listed() -> None:
+    weights = draw({f"layer{number}": (10,) for number in range(7)})
+    with pytest.raises(ValueError, match=r"\(layer0 6, layer1 6, layer2 6, layer3 6 and 3 more\), but only 35 are"):
+        prune_tensors(weights, density=0.5, floor=6)
+
+
 def test_floors_above_the_target_are_refused_with_numbers() -> None:
     for allocation in ("global", "uniform", "erk"):
-        with pytest.raises(ValueError, match="floors add up to 12 weights, but only 6 are to be kept"):
+        with pytest.raises(ValueError, match=r"floors add up to 12 weights \(a 6, b 6\), but only 6 are to be kept"):
             prune_tensors(draw({"a": (10,), "b": (20,)}), density=0.2, floor=6, allocation=allocation)
 
 

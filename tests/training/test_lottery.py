@@ -169,6 +169,16 @@ def test_learning_rates_of_a_later_round(rewind: str, factors: list[int]) -> Non
     assert rates[6:] == [0.1 * (1 / (1 + step)) for step in factors]
 
 
+def test_learning_rate_rewinding_to_0_that_prunes_nothing_is_training_twice() -> None:
+    rates = {"schedule": lambda step: 1 / (1 + step)}
+    trainer = tiny_trainer(**rates)
+    *_, (_, twice) = starts_and_ends(trainer, rounds=1, rate=0.0, backend="dense", rewind="learning_rate", rewind_to=0)
+    plain = tiny_trainer(**rates)
+    for _ in range(2):
+        plain.train(plain.model)
+    assert differing(twice, dense_state(plain.model)) == []
+
+
 def test_one_shot_is_a_search_of_one_round() -> None:
     trainer = tiny_trainer()
     (_, theta_T), (ticket, _) = starts_and_ends(trainer, rounds=1, rate=0.9)

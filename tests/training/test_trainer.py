@@ -73,6 +73,24 @@ def test_early_stop_is_the_step_of_least_validation_loss_and_test_is_read_there(
     assert_measured_at(trainer, trained, states[best])
 
 
+def test_the_test_split_has_no_say_in_early_stop() -> None:
+    # The trap: a network chosen by the very examples that it is judged by.
+    data = blobs()
+    assert isinstance(data.test, TensorSplit)
+    wrong = TensorSplit(data.test.inputs, (data.test.targets + 1) % 3)
+    wild = partial(torch.optim.SGD, lr=1.5, momentum=0.9)
+    plain, misled = (
+        trainer.train(trainer.model)
+        for trainer in (
+            tiny_trainer(optimizer=wild, steps=12, evaluate_every=1, data=one)
+            for one in (data, replace(data, test=wrong))
+        )
+    )
+    assert (plain.early_stop_step, plain.validation_loss) == (misled.early_stop_step, misled.validation_loss)
+    assert differing(plain.early_state, misled.early_state) == []
+    assert plain.test.loss != misled.test.loss
+
+
 def assert_measured_at(trainer: Trainer, trained: Trained, state: dict[str, Tensor]) -> None:
     model = trainer.build()
     model.load_state_dict(state)

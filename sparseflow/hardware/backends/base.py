@@ -112,6 +112,15 @@ class MasterOp(FusedOp, Protocol):
 
 
 @runtime_checkable
+class PlacedOp(Protocol):
+    """Of an op that says where its values belong: one look at its structure then serves all tensors that move."""
+
+    def places(self) -> Tensor:
+        """Of each value, in native order, its place in the flattened dense weight: int64 (nnz,); no padding."""
+        ...
+
+
+@runtime_checkable
 class Backend(Protocol):
     """New hardware: one object with these five members, named by an entry point in `sparseflow.backends`."""
 

@@ -47,11 +47,14 @@ class Conv2dOp:
         return sum(tensor.nbytes for tensor in self.tensors().values()) + self._products.nbytes
 
     def pack_values(self, weight: Tensor) -> Tensor:
-        return weight.reshape(-1).index_select(0, self.structure.places())
+        return weight.reshape(-1).index_select(0, self.places())
 
     def unpack_values(self, values: Tensor) -> Tensor:
         dense = values.new_zeros(torch.Size(self.shape).numel())
-        return dense.scatter_(0, self.structure.places(), values).view(self.shape)
+        return dense.scatter_(0, self.places(), values).view(self.shape)
+
+    def places(self) -> Tensor:
+        return self.structure.places()
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return self.forward_fused(x, values, bias, False, False)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sparseflow_kernels.cpu_linear import Linear
-from sparseflow_kernels.cpu_structure import Structure, structure
+from sparseflow_kernels.cpu_structure import Structure, places, structure
 from sparseflow_kernels.cpu_target import host
 
 
@@ -42,12 +42,15 @@ class LinearOp:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def pack_values(self, weight: Tensor) -> Tensor:
-        return weight.reshape(-1).index_select(0, self._positions())
+        return weight.reshape(-1).index_select(0, self.places())
 
     def unpack_values(self, values: Tensor) -> Tensor:
         shape = (self.structure.outputs, self.structure.inputs)
         dense = values.new_zeros(shape[0] * shape[1])
-        return dense.scatter_(0, self._positions(), values).view(shape)
+        return dense.scatter_(0, self.places(), values).view(shape)
+
+    def places(self) -> Tensor:
+        return places(self.structure).to(self.structure.rows.device)
 
     def forward(self, x: Tensor, values: Tensor, bias: Tensor | None) -> Tensor:
         return self.forward_fused(x, values, bias, False, False)
@@ -69,10 +72,3 @@ class LinearOp:
 
     def with_tensors(self, tensors: dict[str, Tensor]) -> LinearOp:
         return replace(self, structure=replace(self.structure, **tensors))
-
-    def _positions(self) -> Tensor:
-        """Of each value, in native order: its place in the flattened weight."""
-        structure = self.structure
-        counts = structure.column_pointers.diff(dim=1).flatten()
-        columns = torch.arange(structure.inputs, device=counts.device).repeat(structure.column_pointers.shape[0])
-        return structure.rows.long() * structure.inputs + columns.repeat_interleave(counts)
