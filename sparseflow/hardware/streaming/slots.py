@@ -76,6 +76,11 @@ class Traffic:
 class Pages(Protocol):
     """Bytes that stay where they are."""
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether no disk is behind it, so that views may be written to."""
+        ...
+
     def view(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
         """The elements from an offset on, not copied; only to be read."""
         ...
@@ -104,6 +109,8 @@ class Pages(Protocol):
 class Memory:
     """In memory, zeros at first, which take none until they are written."""
 
+    in_memory = True
+
     def __init__(self, nbytes: int) -> None:
         self._bytes = torch.zeros(nbytes, dtype=torch.uint8)
 
@@ -131,6 +138,8 @@ class Memory:
 
 class MappedFile:
     """In a file, whose size never changes."""
+
+    in_memory = False
 
     def __init__(self, path: Path) -> None:
         self.path = path

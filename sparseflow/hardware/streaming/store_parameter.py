@@ -21,7 +21,7 @@ from sparseflow.hardware.streaming.tiles import POINTER, VALUE, Tile
 from sparseflow.hardware.streaming.updates import Rule
 
 # Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
-CHUNK = 2**16
+CHUNK = 2**17
 
 T = TypeVar("T")
 
@@ -46,13 +46,16 @@ class Entry:
 class StoredParameter:
     """A parameter whose committed slot is never written to: the first change after a commit goes to the other.
 
-    `record`: as it is now; `committed`: as it was at the last commit, None where this file is newer. `torn`: whether a
-    change was cut short, so that the values are neither old nor new.
+    `committed`: its record at the last commit, None where this file is newer. `torn`: whether a change was cut short,
+    so that the values are neither old nor new.
     """
 
     def __init__(self, record: Record, committed: Record | None, pages: Pages, traffic: Traffic) -> None:
-        self.record, self.committed, self.pages, self.torn = record, committed, pages, False
+        self.committed, self.pages, self.torn = committed, pages, False
+        self._record, self._slot, self.steps = record, record.slot, record.steps
         self._traffic = traffic
+        # By slot and key.
+        self._sections: dict[tuple[int, str | None], Tensor] = {}
         counts, head = None, 0
         if record.index_sha256 is not None:
             grid = tiles.boxes(record.shape)
@@ -64,11 +67,21 @@ class StoredParameter:
             why = f"expected {record.nnz} kept weights in {record.nbytes} bytes, got {got}"
             raise ValueError(damaged(record, why))
         self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
+        self.shape, self.keys, self.nnz = record.shape, record.keys, record.nnz
 
     @property
-    def nnz(self) -> int:
-        """Kept weights: Z."""
-        return self.record.nnz
+    def record(self) -> Record:
+        """As it is now."""
+        now = {"slot": self._slot, "steps": self.steps}
+        # Each update changes both, and few ask: a copy takes as long as the update of a bias.
+        if (self._record.slot, self._record.steps) != (self._slot, self.steps):
+            self._record = self._record.model_copy(update=now)
+        return self._record
+
+    def roll_back(self) -> None:
+        """Goes back to what was committed."""
+        assert self.committed is not None
+        self._slot, self.steps, self.torn = self.committed.slot, self.committed.steps, False
 
     @property
     def index_bytes(self) -> int:
@@ -77,7 +90,7 @@ class StoredParameter:
 
     def section(self, key: str | None = None) -> Tensor:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
-        return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)
+        return self._section(self._slot, key)
 
     def stream(self, key: str | None = None) -> Iterator[tuple[Tile, NDArray[np.uint8], Tensor]]:
         """Each tile with its index and its part of the values (None) or of a state: views, only to be read.
@@ -97,12 +110,12 @@ class StoredParameter:
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
-        flat = torch.ones(math.prod(self.record.shape), dtype=torch.bool)
+        flat = torch.ones(math.prod(self.shape), dtype=torch.bool)
         for tile, kept in self.places():
             if kept is not None:
                 part = flat[tile.place : tile.place + tile.places].zero_()
                 part[torch.from_numpy(kept)] = True
-        return flat.view(self.record.shape)
+        return flat.view(self.shape)
 
     def verify(self) -> None:
         """`ValueError` where the index is not what was written."""
@@ -135,7 +148,7 @@ class StoredParameter:
     def put(self, parts: Iterable[Tensor], key: str | None = None) -> None:
         """Replaces the values (None) or a state by these parts, Z long together; the rest stays as it is."""
         with self._changing() as slot:
-            self._keep(slot, [other for other in (None, *self.record.keys) if other != key])
+            self._keep(slot, [other for other in (None, *self.keys) if other != key])
             start = 0
             for part in parts:
                 self._put(slot, key, start, part)
@@ -144,33 +157,29 @@ class StoredParameter:
 
     def update(self, gradient_Z: Tensor, rule: Rule) -> None:
         """One step of an optimizer on values and state, a chunk at a time."""
-        step = self.record.steps + 1
-        keys = (None, *self.record.keys)
+        step = self.steps + 1
+        keys = (None, *self.keys)
         with self._changing() as slot:
-            for span, (values, *state) in self._chunks(keys):
-                rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
-                for key, changed in zip(keys, (values, *state), strict=True):
-                    self._put(slot, key, span.start, changed)
-        self.set_steps(step)
-
-    def set_steps(self, steps: int) -> None:
-        """How many updates it had."""
-        self.record = self.record.model_copy(update={"steps": steps})
+            for span, (values, *state) in self._in_place(slot) if self.pages.in_memory else self._chunks(keys):
+                rule(values, gradient_Z[span], dict(zip(self.keys, state, strict=True)), step)
+                if not self.pages.in_memory:
+                    for key, changed in zip(keys, (values, *state), strict=True):
+                        self._put(slot, key, span.start, changed)
+        self.steps = step
 
     @contextmanager
     def _changing(self) -> Iterator[int]:
         """Yields the slot to write all sections to, which counts from the end of the block on."""
-        fresh = self.committed is not None and self.committed.slot == self.record.slot
-        slot = 1 - self.record.slot if fresh else self.record.slot
+        fresh = self.committed is not None and self.committed.slot == self._slot
+        slot = 1 - self._slot if fresh else self._slot
         # Nothing reads the other slot before it is whole.
         self.torn = self.torn or not fresh
         yield slot
-        self.torn = False
-        self.record = self.record.model_copy(update={"slot": slot})
+        self.torn, self._slot = False, slot
 
     def _keep(self, slot: int, keys: Iterable[str | None]) -> None:
         """Copies what is not to change into a slot, unless it is there."""
-        if slot == self.record.slot:
+        if slot == self._slot:
             return
         for key in keys:
             for span, (values,) in self._chunks([key]):
@@ -188,6 +197,25 @@ class StoredParameter:
             self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
             yield span, [section[span].clone() for section in sections]
 
+    def _in_place(self, slot: int) -> Iterator[tuple[slice, list[Tensor]]]:
+        """The sections of a slot in memory, a chunk at a time; what they hold at first is what the parameter holds."""
+        keys = (None, *self.keys)
+        sections = [self._section(slot, key) for key in keys]
+        moved = self.nnz * VALUE * len(keys)
+        self._traffic.add(read=moved, written=moved)
+        for span in chunks(self.nnz, CHUNK):
+            parts = [section[span] for section in sections]
+            if slot != self._slot:
+                for key, part in zip(keys, parts, strict=True):
+                    part.copy_(self.section(key)[span])
+            yield span, parts
+
+    def _section(self, slot: int, key: str | None) -> Tensor:
+        if (slot, key) not in self._sections:
+            offset = self._layout.offset(slot, key)
+            self._sections[slot, key] = self.pages.view(offset, self.nnz, torch.float32)
+        return self._sections[slot, key]
+
     def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
         return self._index[tile.offset : tile.offset + tile.index_bytes]
 
@@ -199,7 +227,7 @@ class StoredParameter:
         self.pages.expect(tile.offset, tile.index_bytes)
 
     def _expect_section(self, key: str | None, start: int, stop: int) -> None:
-        offset = self._layout.offset(self.record.slot, key)
+        offset = self._layout.offset(self._slot, key)
         self.pages.expect(offset + start * VALUE, (stop - start) * VALUE)
 
     def _put(self, slot: int, key: str | None, start: int, values: Tensor) -> None:
