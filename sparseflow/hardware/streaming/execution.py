@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +24,7 @@ from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffe
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.scaling import LossScale
 from sparseflow.hardware.streaming.store import Store
-from sparseflow.hardware.streaming.units import Unit, check_mask
+from sparseflow.hardware.streaming.units import Unit, Weight, check_mask
 
 
 class Stream:
@@ -51,10 +52,13 @@ class Stream:
         self.sent: list[Message] = []
         # What is sent to the first system reaches the others too, and is not counted again; nor are evaluations.
         self._echo = Channel(store, format.nbytes, rounded=rounded)
-        self.buffers = Buffers({unit.name: unit.numel for unit in units}, device, self._fill)
+        numels = {unit.name: unit.numel for unit in units}
+        # A thread reads a disk while the model computes; it cannot copy memory faster.
+        self.buffers = Buffers(numels, device, self._fill, ahead=store.folder is not None)
+        self._lent = self._lent_now()
         self._parameters = dict(parameters)
         self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters.items()}
-        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        self._nothing = torch.zeros((), device=device)
         self._running = self._backward = self._trains = False
         # How often weights were written by others than the optimizer.
         self._writes = 0
@@ -159,13 +163,19 @@ class Stream:
     def weight(self, unit: Unit, key: str) -> Tensor:
         """The dense weight; outside of the model's forward a copy, which autograd keeps."""
         weight = unit.weights[key]
-        if self._running:
-            tensor = weight.within(self.buffers.lend(unit.name))
-        else:
+        lies = self._running and unit.name in self._lent.units
+        if not self._running:
             tensor = self.read(weight.name).to(self.device)
+        elif lies:
+            self.buffers.ask(unit.name)
+            tensor = self.store.values(weight.name).view(weight.shape)
+        else:
+            tensor = weight.within(self.buffers.lend(unit.name))
         if not torch.is_grad_enabled() or not self.optimizer.trains(weight.name):
             return tensor
-        return through(self._gate(weight.name, weight.shape), tensor)
+        gate = self._gate(weight, tensor if lies else None)
+        # What was used outside of the forward has a gate without memory.
+        return gate if lies and gate.data_ptr() == tensor.data_ptr() else through(gate, tensor)
 
     def saved(self, unit: Unit, key: str) -> dict[str, Tensor]:
         """As a SparseLayer saves it: kept values and packed mask; views of the store, only to be read."""
@@ -194,22 +204,34 @@ class Stream:
 
     # What autograd asks.
 
-    def unit_at(self, address: int) -> str | None:
-        """The unit in the buffer that begins there."""
-        return self.buffers.unit_at(address)
+    def lent_at(self, address: int) -> Callable[[], Tensor] | None:
+        """What streams the weights in the buffer that begins there again, or in the parameter that lies there."""
+        if lying := self._lent.at.get(address):
+            return partial(self._lend_again, *lying)
+        unit = self.buffers.unit_at(address)
+        return None if unit is None else partial(self._again, unit)
 
-    def again(self, unit: str) -> Tensor:
-        """The unit's weights, for backward."""
+    def _again(self, unit: str) -> Tensor:
+        self._turn_back()
+        return self.buffers.lend(unit)
+
+    def _lend_again(self, unit: str, memory: Tensor) -> Tensor:
+        self._turn_back()
+        self.buffers.ask(unit)
+        return memory
+
+    def _turn_back(self) -> None:
         if not self._backward:
             self.buffers.begin("backward")
             self._backward = True
-        return self.buffers.lend(unit)
 
-    def _gate(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _gate(self, weight: Weight, memory: Tensor | None) -> Tensor:
         if not self._running:
             self._renew_pass(self._pass.number is not None)
+        name = weight.name
         if name not in self._gates:
-            self._gates[name] = gate(self._anchor, shape, _sink(self, name, self._pass))
+            of = self._nothing.expand(weight.shape) if memory is None else memory
+            self._gates[name] = gate(of, _sink(self, name, self._pass))
         return self._gates[name]
 
     def _renew_pass(self, over: bool) -> None:
@@ -235,11 +257,25 @@ class Stream:
         channel = self._echo if system or not self._trains else self.channel
         phase: Phase = "backward" if self._backward else "forward"
         for weight in self.units[name].weights.values():
+            if name in self._lent.units:
+                channel.lend_weights(weight.name, phase, passes.systems)
+                continue
             out = weight.within(memory)
             if self.device.type == "cpu":
                 channel.send_weights(weight.name, phase, out, passes.systems)
             else:
                 out.copy_(channel.send_weights(weight.name, phase, torch.empty(weight.shape), passes.systems))
+
+    def _lent_now(self) -> _Lent:
+        found = _Lent(set(), {})
+        for unit in self.units.values() if self.device.type == "cpu" else ():
+            names = [weight.name for weight in unit.weights.values()]
+            if all(map(self.channel.lends, names)):
+                found.units.add(unit.name)
+                for name in names:
+                    memory = self.store.parameter(name).memory()
+                    found.at[memory.data_ptr()] = unit.name, memory
+        return found
 
     @property
     def _weights_now(self) -> tuple[int, int]:
@@ -251,6 +287,7 @@ class Stream:
     def _written(self) -> None:
         self._writes += 1
         self.buffers.clear()
+        self._lent = self._lent_now()
 
     def _listen(self) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self._end_step())
@@ -283,6 +320,14 @@ def stream_of(model: nn.Module) -> Stream | None:
     found = owner_of(model)
     assert found is None or isinstance(found, Stream)
     return found
+
+
+@dataclass(frozen=True)
+class _Lent:
+    """What is used where it lies in memory. at: where a parameter's memory begins → a unit that has it, the memory."""
+
+    units: set[str]
+    at: dict[int, tuple[str, Tensor]]
 
 
 @dataclass(eq=False)

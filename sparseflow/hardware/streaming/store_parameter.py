@@ -56,6 +56,8 @@ class StoredParameter:
         self._traffic = traffic
         # By slot and key.
         self._sections: dict[tuple[int, str | None], Tensor] = {}
+        # By tile, where the store is in memory: finding them takes longer than a small layer's product.
+        self._kept: dict[Tile, Kept] = {}
         counts, head = None, 0
         if record.index_sha256 is not None:
             grid = tiles.boxes(record.shape)
@@ -88,9 +90,23 @@ class StoredParameter:
         """Of the index alone."""
         return self._layout.index_bytes
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing is pruned."""
+        return self.nnz == math.prod(self.shape)
+
     def section(self, key: str | None = None) -> Tensor:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
         return self._section(self._slot, key)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Of all tiles, with values as the store has them."""
+        return sum(tile.wire_bytes(VALUE) for tile in self.tiles)
+
+    def memory(self) -> Tensor:
+        """All that it consists of as numbers, for one in memory: what every view of it is a view of."""
+        return self.pages.view(0, self._layout.nbytes // VALUE, torch.float32)
 
     def stream(self, key: str | None = None) -> Iterator[tuple[Tile, NDArray[np.uint8], Tensor]]:
         """Each tile with its index and its part of the values (None) or of a state: views, only to be read.
@@ -106,7 +122,7 @@ class StoredParameter:
         """Each tile with the places in it that are kept; None for all."""
         for tile in _each_expected(self.tiles, self._expect_index):
             self._traffic.add(read=tile.index_bytes)
-            yield tile, tiles.places(tile, self._index_of(tile))
+            yield tile, self._places(tile)
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
@@ -127,13 +143,16 @@ class StoredParameter:
     def read(self, out: Tensor, key: str | None = None) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
         flat = out.view(-1)
-        for tile, index, values in self.stream(key):
-            tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
+        for tile, _, values in self.stream(key):
+            tiles.scatter(flat[tile.place : tile.place + tile.places], self._places(tile), values)
         return out
 
     def gather(self, dense: Tensor) -> Tensor:
-        """A new tensor, Z long: what a tensor of the parameter's shape has at the kept places."""
-        flat, found = dense.detach().reshape(-1), torch.empty(self.nnz, dtype=dense.dtype)
+        """Z long: what a tensor of the parameter's shape has at the kept places; a view of it where that is all."""
+        flat = dense.detach().reshape(-1)
+        if self.whole:
+            return flat
+        found = torch.empty(self.nnz, dtype=dense.dtype)
         for tile, kept in self.places():
             part = flat[tile.place : tile.place + tile.places]
             found[tile.value : tile.value + tile.nnz] = tiles.gather(part, kept)
@@ -215,6 +234,13 @@ class StoredParameter:
             offset = self._layout.offset(slot, key)
             self._sections[slot, key] = self.pages.view(offset, self.nnz, torch.float32)
         return self._sections[slot, key]
+
+    def _places(self, tile: Tile) -> Kept:
+        if not self.pages.in_memory:
+            return tiles.places(tile, self._index_of(tile))
+        if tile not in self._kept:
+            self._kept[tile] = tiles.places(tile, self._index_of(tile))
+        return self._kept[tile]
 
     def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
         return self._index[tile.offset : tile.offset + tile.index_bytes]
