@@ -163,7 +163,7 @@ class Stream:
     def weight(self, unit: Unit, key: str) -> Tensor:
         """The dense weight; outside of the model's forward a copy, which autograd keeps."""
         weight = unit.weights[key]
-        lies = self._running and unit.name in self._lent.units
+        lies = self._running and weight.name in self._lent.names
         if not self._running:
             tensor = self.read(weight.name).to(self.device)
         elif lies:
@@ -257,7 +257,7 @@ class Stream:
         channel = self._echo if system or not self._trains else self.channel
         phase: Phase = "backward" if self._backward else "forward"
         for weight in self.units[name].weights.values():
-            if name in self._lent.units:
+            if weight.name in self._lent.names:
                 channel.lend_weights(weight.name, phase, passes.systems)
                 continue
             out = weight.within(memory)
@@ -269,10 +269,9 @@ class Stream:
     def _lent_now(self) -> _Lent:
         found = _Lent(set(), {})
         for unit in self.units.values() if self.device.type == "cpu" else ():
-            names = [weight.name for weight in unit.weights.values()]
-            if all(map(self.channel.lends, names)):
-                found.units.add(unit.name)
-                for name in names:
+            for name in (weight.name for weight in unit.weights.values()):
+                if self.channel.lends(name):
+                    found.names.add(name)
                     memory = self.store.parameter(name).memory()
                     found.at[memory.data_ptr()] = unit.name, memory
         return found
@@ -326,7 +325,7 @@ def stream_of(model: nn.Module) -> Stream | None:
 class _Lent:
     """What is used where it lies in memory. at: where a parameter's memory begins → a unit that has it, the memory."""
 
-    units: set[str]
+    names: set[str]
     at: dict[int, tuple[str, Tensor]]
 
 

@@ -56,8 +56,10 @@ class StoredParameter:
         self._traffic = traffic
         # By slot and key.
         self._sections: dict[tuple[int, str | None], Tensor] = {}
-        # By tile, where the store is in memory: finding them takes longer than a small layer's product.
-        self._kept: dict[Tile, Kept] = {}
+        # Where the store is in memory, what takes longer to make than a small layer's product or update is kept: the
+        # places of each tile, and the chunks of each slot.
+        self._decoded: list[tuple[Tile, Kept]] | None = None
+        self._chunked: dict[int, list[tuple[slice, Tensor, dict[str, Tensor]]]] = {}
         counts, head = None, 0
         if record.index_sha256 is not None:
             grid = tiles.boxes(record.shape)
@@ -70,6 +72,9 @@ class StoredParameter:
             raise ValueError(damaged(record, why))
         self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
         self.shape, self.keys, self.nnz = record.shape, record.keys, record.nnz
+        self.whole = self.nnz == math.prod(self.shape)
+        # Of all tiles, with values as the store has them.
+        self.wire_bytes = sum(tile.wire_bytes(VALUE) for tile in self.tiles)
 
     @property
     def record(self) -> Record:
@@ -90,19 +95,9 @@ class StoredParameter:
         """Of the index alone."""
         return self._layout.index_bytes
 
-    @property
-    def whole(self) -> bool:
-        """Whether nothing is pruned."""
-        return self.nnz == math.prod(self.shape)
-
     def section(self, key: str | None = None) -> Tensor:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
         return self._section(self._slot, key)
-
-    @property
-    def wire_bytes(self) -> int:
-        """Of all tiles, with values as the store has them."""
-        return sum(tile.wire_bytes(VALUE) for tile in self.tiles)
 
     def memory(self) -> Tensor:
         """All that it consists of as numbers, for one in memory: what every view of it is a view of."""
@@ -120,9 +115,13 @@ class StoredParameter:
 
     def places(self) -> Iterator[tuple[Tile, Kept]]:
         """Each tile with the places in it that are kept; None for all."""
+        if self.pages.in_memory:
+            self._traffic.add(read=self.index_bytes)
+            yield from self._decoded_tiles()
+            return
         for tile in _each_expected(self.tiles, self._expect_index):
             self._traffic.add(read=tile.index_bytes)
-            yield tile, self._places(tile)
+            yield tile, tiles.places(tile, self._index_of(tile))
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
@@ -143,8 +142,15 @@ class StoredParameter:
     def read(self, out: Tensor, key: str | None = None) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
         flat = out.view(-1)
-        for tile, _, values in self.stream(key):
-            tiles.scatter(flat[tile.place : tile.place + tile.places], self._places(tile), values)
+        if self.pages.in_memory:
+            section = self.section(key)
+            self._traffic.add(read=self.index_bytes + section.nbytes)
+            for tile, kept in self._decoded_tiles():
+                values = section[tile.value : tile.value + tile.nnz]
+                tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
+            return out
+        for tile, index, values in self.stream(key):
+            tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
         return out
 
     def gather(self, dense: Tensor) -> Tensor:
@@ -179,9 +185,11 @@ class StoredParameter:
         step = self.steps + 1
         keys = (None, *self.keys)
         with self._changing() as slot:
-            for span, (values, *state) in self._in_place(slot) if self.pages.in_memory else self._chunks(keys):
-                rule(values, gradient_Z[span], dict(zip(self.keys, state, strict=True)), step)
-                if not self.pages.in_memory:
+            if self.pages.in_memory:
+                self._update_in_place(slot, gradient_Z, rule, step)
+            else:
+                for span, (values, *state) in self._chunks(keys):
+                    rule(values, gradient_Z[span], dict(zip(self.keys, state, strict=True)), step)
                     for key, changed in zip(keys, (values, *state), strict=True):
                         self._put(slot, key, span.start, changed)
         self.steps = step
@@ -216,18 +224,25 @@ class StoredParameter:
             self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
             yield span, [section[span].clone() for section in sections]
 
-    def _in_place(self, slot: int) -> Iterator[tuple[slice, list[Tensor]]]:
-        """The sections of a slot in memory, a chunk at a time; what they hold at first is what the parameter holds."""
-        keys = (None, *self.keys)
-        sections = [self._section(slot, key) for key in keys]
-        moved = self.nnz * VALUE * len(keys)
+    def _update_in_place(self, slot: int, gradient_Z: Tensor, rule: Rule, step: int) -> None:
+        moved = self.nnz * VALUE * (1 + len(self.keys))
         self._traffic.add(read=moved, written=moved)
-        for span in chunks(self.nnz, CHUNK):
-            parts = [section[span] for section in sections]
+        for span, values, state in self._parts(slot):
             if slot != self._slot:
-                for key, part in zip(keys, parts, strict=True):
-                    part.copy_(self.section(key)[span])
-            yield span, parts
+                values.copy_(self.section()[span])
+                for key, moments in state.items():
+                    moments.copy_(self.section(key)[span])
+            rule(values, gradient_Z[span], state, step)
+
+    def _parts(self, slot: int) -> list[tuple[slice, Tensor, dict[str, Tensor]]]:
+        """Values and state of a slot in memory, chunk by chunk."""
+        if slot not in self._chunked:
+            values, state = self._section(slot, None), {key: self._section(slot, key) for key in self.keys}
+            self._chunked[slot] = [
+                (span, values[span], {key: moments[span] for key, moments in state.items()})
+                for span in chunks(self.nnz, CHUNK)
+            ]
+        return self._chunked[slot]
 
     def _section(self, slot: int, key: str | None) -> Tensor:
         if (slot, key) not in self._sections:
@@ -235,12 +250,10 @@ class StoredParameter:
             self._sections[slot, key] = self.pages.view(offset, self.nnz, torch.float32)
         return self._sections[slot, key]
 
-    def _places(self, tile: Tile) -> Kept:
-        if not self.pages.in_memory:
-            return tiles.places(tile, self._index_of(tile))
-        if tile not in self._kept:
-            self._kept[tile] = tiles.places(tile, self._index_of(tile))
-        return self._kept[tile]
+    def _decoded_tiles(self) -> list[tuple[Tile, Kept]]:
+        if self._decoded is None:
+            self._decoded = [(tile, tiles.places(tile, self._index_of(tile))) for tile in self.tiles]
+        return self._decoded
 
     def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
         return self._index[tile.offset : tile.offset + tile.index_bytes]
