@@ -21,7 +21,9 @@ from sparseflow.hardware.streaming.tiles import POINTER, VALUE, Tile
 from sparseflow.hardware.streaming.updates import Rule
 
 # Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
-CHUNK = 2**17
+CHUNK = 2**16
+# Chunks that are updated at once in memory, where there are no copies of them: each costs a start of all threads.
+_IN_PLACE = 4
 
 T = TypeVar("T")
 
@@ -240,7 +242,7 @@ class StoredParameter:
             values, state = self._section(slot, None), {key: self._section(slot, key) for key in self.keys}
             self._chunked[slot] = [
                 (span, values[span], {key: moments[span] for key, moments in state.items()})
-                for span in chunks(self.nnz, CHUNK)
+                for span in chunks(self.nnz, _IN_PLACE * CHUNK)
             ]
         return self._chunked[slot]
 
