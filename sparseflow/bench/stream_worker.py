@@ -8,13 +8,13 @@ it has been used, so that what it reads and writes can be counted. It prints a `
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,7 @@ from sparseflow.hardware.streaming.execution import Stream
 from sparseflow.hardware.streaming.model import stream, stream_of
 
 TIMES = 4
-_WIDTH, _BATCH = 1024, 64
+_WIDTH = 1024
 # Of a weight and AdamW's two moments.
 _STATE = 12
 _RATE = 1e-6
@@ -38,14 +38,15 @@ Side = Literal["stream", "mapped"]
 
 @dataclass(frozen=True)
 class Job:
-    """side: sf.stream, or plain torch with mapped files. cgroup: a folder; "" for RLIMIT_DATA. Steps that are timed."""
+    """side: sf.stream, or plain torch with mapped files. cgroup: a folder; "" for RLIMIT_DATA. steps: that are timed."""
 
     side: Side
     folder: str
     density: float
     limit: int
     cgroup: str
-    steps: int
+    batch: int = 64
+    steps: int = 2
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Count:
     from_disk: int
     to_disk: int
     seconds: tuple[float, ...]
+    # What the limit was put on with; whoever made the process knows.
+    under: str = ""
 
     @property
     def whole(self) -> int:
@@ -96,7 +99,7 @@ def train(job: Job) -> Count:
     made = _Streamed(model, job) if job.side == "stream" else _Mapped(model, job)
     if not job.cgroup:
         _forget_between_layers(model, made.forget)
-    x = torch.randn(_BATCH, _WIDTH)
+    x = torch.randn(job.batch, _WIDTH)
     with _Peak() as peak:
         made.step(x)
         before, seconds = _moved(made), []
@@ -122,6 +125,13 @@ def train(job: Job) -> Count:
     )
 
 
+def _initialise(module: nn.Module, density: float = 1.0) -> None:
+    # So that activations and gradients are as large in the last layer as in the first: where their squares are
+    # subnormal, all that is measured is how slowly a processor computes with those.
+    assert isinstance(module, nn.Linear)
+    nn.init.kaiming_uniform_(module.weight, nonlinearity="relu").div_(density**0.5)
+
+
 class _Streamed:
     """The model on sf.stream."""
 
@@ -129,7 +139,9 @@ class _Streamed:
         names = [name for name, _ in model.named_parameters()]
         masks = _Random(names, (_WIDTH, _WIDTH), job.density) if job.density < 1 else None
         optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
-        self._model, self._optimizer = stream(model, optimizer, Path(job.folder) / "store", masks)
+        initialise = partial(_initialise, density=job.density)
+        folder = Path(job.folder) / "store"
+        self._model, self._optimizer = stream(model, optimizer, folder, masks, initialise=initialise)
         found = stream_of(self._model)
         assert found is not None
         self._stream: Stream = found
@@ -154,7 +166,7 @@ class _Mapped:
     buffers = 0
 
     def __init__(self, model: nn.Module, job: Job) -> None:
-        self._training = MappedTraining(model, Path(job.folder) / "mapped", _RATE)
+        self._training = MappedTraining(model, Path(job.folder) / "mapped", _RATE, _initialise)
         self.nnz = sum(parameter.numel() for parameter in model.parameters())
 
     def step(self, x: Tensor) -> None:

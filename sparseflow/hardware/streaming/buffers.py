@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.dlpack import from_dlpack
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 # Numbers: filling takes longer than two threads of Python waiting for each other.
 _WORTH_A_THREAD = 2**17
@@ -34,7 +34,8 @@ class _Buffer:
 
     def lend(self) -> Tensor:
         self.filled()
-        loan = from_dlpack(self.memory)
+        # In a capsule, since from_dlpack would ask any other about accelerators first.
+        loan = from_dlpack(to_dlpack(self.memory))
         end = StorageWeakRef(loan.untyped_storage())  # type: ignore[no-untyped-call]
         self.loans.append(end)
         return loan

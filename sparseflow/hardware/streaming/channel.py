@@ -78,7 +78,7 @@ class Channel:
     def send_weights(self, name: str, phase: Phase, out: Tensor, systems: int = 1) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape, with what each of the systems receives."""
         parameter, flat, nbytes = self._store.parameter(name), out.view(-1), 0
-        if self._plain and parameter.pages.in_memory:
+        if self._plain:
             self._count(Message(name, phase, "out", parameter.wire_bytes, systems))
             return parameter.read(out)
         for tile, index, values in parameter.stream():

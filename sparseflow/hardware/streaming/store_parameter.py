@@ -151,6 +151,10 @@ class StoredParameter:
                 values = section[tile.value : tile.value + tile.nnz]
                 tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
             return out
+        if self.whole:
+            self._traffic.add(read=out.nbytes + self.index_bytes)
+            self.pages.read(self._layout.offset(self._slot, key), flat)
+            return out
         for tile, index, values in self.stream(key):
             tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
         return out
@@ -216,15 +220,19 @@ class StoredParameter:
 
     def _chunks(self, keys: Sequence[str | None]) -> Iterator[tuple[slice, list[Tensor]]]:
         """Copies of sections, a chunk at a time, so that what is in memory is not as long as the layer."""
-        sections = [self.section(key) for key in keys]
+        copies = torch.empty(len(keys), min(CHUNK, self.nnz))
 
         def expect(span: slice) -> None:
             for key in keys:
                 self._expect_section(key, span.start, span.stop)
 
         for span in _each_expected(chunks(self.nnz, CHUNK), expect):
-            self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
-            yield span, [section[span].clone() for section in sections]
+            count = span.stop - span.start
+            parts = list(copies[:, :count])
+            for key, part in zip(keys, parts, strict=True):
+                self.pages.read(self._layout.offset(self._slot, key) + span.start * VALUE, part)
+            self._traffic.add(read=count * VALUE * len(keys))
+            yield span, parts
 
     def _update_in_place(self, slot: int, gradient_Z: Tensor, rule: Rule, step: int) -> None:
         moved = self.nnz * VALUE * (1 + len(self.keys))
