@@ -1,7 +1,7 @@
 """What plain torch offers for a model larger than memory: parameters and AdamW's state mapped by torch.from_file.
 
-As a good engineer would write it: a parameter is updated as soon as its gradient has come, which is then let go, so that
-no more than one gradient is in memory, and each page of a layer's state is visited once a step.
+As a good engineer would write it: a parameter is updated as soon as its gradient has come, which is then let go, so
+that no more than one gradient is in memory, and by the fused AdamW, so that its state is gone through once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MappedTraining:
         module._parameters[key] = parameter
         optimizer = torch.optim.AdamW([parameter], lr=lr, fused=True)
         optimizer.state[parameter] = {"step": torch.zeros(()), "exp_avg": mean, "exp_avg_sq": square}
-        parameter.register_post_accumulate_grad_hook(partial(_update, optimizer))
+        parameter.register_post_accumulate_grad_hook(partial(_update, optimizer))  # type: ignore[no-untyped-call]
         self.files.setdefault(module, []).extend(zip(files, (weight, mean, square), strict=True))
 
 

@@ -1,8 +1,8 @@
 """A process that trains a model larger than the memory it may have, and counts what that takes.
 
 Its weights and AdamW's state are `TIMES` the limit that it gets once everything is imported: in a memory cgroup if it
-is given one, else by RLIMIT_DATA, which limits private memory alone. Then it drops each layer from the disk's cache once
-it has been used, so that what it reads and writes can be counted. It prints a `Count` as JSON.
+is given one, else by RLIMIT_DATA, which limits private memory alone. Then it drops each layer from the disk's cache
+once it has been used, so that what it reads and writes can be counted. It prints a `Count` as JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Side = Literal["stream", "mapped"]
 
 @dataclass(frozen=True)
 class Job:
-    """side: sf.stream, or plain torch with mapped files. cgroup: a folder; "" for RLIMIT_DATA. steps: that are timed."""
+    """side: sf.stream, or plain torch with mapped files. cgroup: a folder; "" for RLIMIT_DATA. steps: timed ones."""
 
     side: Side
     folder: str

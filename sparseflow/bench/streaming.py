@@ -1,4 +1,4 @@
-"""What sf.stream costs: memory, traffic and time of a model larger than its limit, and time with the store in memory."""
+"""What sf.stream costs: a model larger than its memory, beside plain torch, and steps with the store in memory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def larger_than_memory(batch: int, rounds: int = _ROUNDS, steps: int = _STEPS, l
     mapped = found[_MAPPED]
     figures = [figure for density in _FASTER for figure in _figures(density, batch, found["stream", density][0])]
     dense, sparse = (one.read + one.written for one in (found["stream", density][0] for density in _FASTER))
-    figures.append(Figure(f"b{batch}: store's bytes of a step, 90 % sparse / dense", "x", 0.15, False, (sparse / dense,)))
+    figures.append(
+        Figure(f"b{batch}: store's bytes of a step, 90 % sparse / dense", "x", 0.15, False, (sparse / dense,))
+    )
     figures += _moved("mapped torch, dense", batch, mapped[0])
     return figures + [_faster(density, batch, mapped, found["stream", density]) for density in _FASTER]
 
@@ -94,7 +96,9 @@ def _moved(what: str, batch: int, found: Count) -> list[Figure]:
 
 def _faster(density: float, batch: int, mapped: list[Count], ours: list[Count]) -> Figure:
     name = f"b{batch}: dense step of mapped torch / of sf.stream, {_words(density)} ({ours[0].under})"
-    sides = {side: tuple(s for one in counts for s in one.seconds) for side, counts in (("torch", mapped), ("ours", ours))}
+    sides = {
+        side: tuple(s for one in counts for s in one.seconds) for side, counts in (("torch", mapped), ("ours", ours))
+    }
     if ours[0].under == "RLIMIT_DATA":
         absent = "RLIMIT_DATA leaves the disk's cache alone, so that it says nothing about time"
         return Figure(name, "x", _FASTER[density], True, (), absent=absent)

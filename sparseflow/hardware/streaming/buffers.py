@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.dlpack import from_dlpack, to_dlpack
+from torch.utils import dlpack
 
 # Numbers: filling takes longer than two threads of Python waiting for each other.
 _WORTH_A_THREAD = 2**17
@@ -35,7 +35,7 @@ class _Buffer:
     def lend(self) -> Tensor:
         self.filled()
         # In a capsule, since from_dlpack would ask any other about accelerators first.
-        loan = from_dlpack(to_dlpack(self.memory))
+        loan = dlpack.from_dlpack(dlpack.to_dlpack(self.memory))  # type: ignore[attr-defined]
         end = StorageWeakRef(loan.untyped_storage())  # type: ignore[no-untyped-call]
         self.loans.append(end)
         return loan

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.streaming.buffers import Buffers
 from sparseflow.hardware.streaming.channel import Channel, Message, Phase
-from sparseflow.hardware.streaming.classes import adopt, owner_of
+from sparseflow.hardware.streaming.classes import adopt_all, owner_of
 from sparseflow.hardware.streaming.fetch import Sink, gate, through
 from sparseflow.hardware.streaming.formats import Format
 from sparseflow.hardware.streaming.forward import streamed_forward
+from sparseflow.hardware.streaming.lying import Lying
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.scaling import LossScale
@@ -55,7 +56,7 @@ class Stream:
         numels = {unit.name: unit.numel for unit in units}
         # A thread reads a disk while the model computes; it cannot copy memory faster.
         self.buffers = Buffers(numels, device, self._fill, ahead=store.folder is not None)
-        self._lent = self._lent_now()
+        self._lying = Lying(store, self.channel, units, device)
         self._parameters = dict(parameters)
         self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters.items()}
         self._nothing = torch.zeros((), device=device)
@@ -66,7 +67,7 @@ class Stream:
         # By parameter: where the gradients of this pass come together.
         self._gates: dict[str, Tensor] = {}
         self._model = cast("Callable[[], nn.Module]", weakref.ref(model))
-        self._adopt(model)
+        adopt_all(model, self.units, parameters, self)
         self._listen()
 
     @property
@@ -163,12 +164,12 @@ class Stream:
     def weight(self, unit: Unit, key: str) -> Tensor:
         """The dense weight; outside of the model's forward a copy, which autograd keeps."""
         weight = unit.weights[key]
-        lies = self._running and weight.name in self._lent.names
+        lies = self._running and weight.name in self._lying
         if not self._running:
             tensor = self.read(weight.name).to(self.device)
         elif lies:
             self.buffers.ask(unit.name)
-            tensor = self.store.values(weight.name).view(weight.shape)
+            tensor = self._lying.weight(weight)
         else:
             tensor = weight.within(self.buffers.lend(unit.name))
         if not torch.is_grad_enabled() or not self.optimizer.trains(weight.name):
@@ -206,8 +207,8 @@ class Stream:
 
     def lent_at(self, address: int) -> Callable[[], Tensor] | None:
         """What streams the weights in the buffer that begins there again, or in the parameter that lies there."""
-        if lying := self._lent.at.get(address):
-            return partial(self._lend_again, *lying)
+        if lying := self._lying.at(address):
+            return partial(self._ask_again, *lying)
         unit = self.buffers.unit_at(address)
         return None if unit is None else partial(self._again, unit)
 
@@ -215,7 +216,7 @@ class Stream:
         self._turn_back()
         return self.buffers.lend(unit)
 
-    def _lend_again(self, unit: str, memory: Tensor) -> Tensor:
+    def _ask_again(self, unit: str, memory: Tensor) -> Tensor:
         self._turn_back()
         self.buffers.ask(unit)
         return memory
@@ -257,7 +258,7 @@ class Stream:
         channel = self._echo if system or not self._trains else self.channel
         phase: Phase = "backward" if self._backward else "forward"
         for weight in self.units[name].weights.values():
-            if weight.name in self._lent.names:
+            if weight.name in self._lying:
                 channel.lend_weights(weight.name, phase, passes.systems)
                 continue
             out = weight.within(memory)
@@ -265,16 +266,6 @@ class Stream:
                 channel.send_weights(weight.name, phase, out, passes.systems)
             else:
                 out.copy_(channel.send_weights(weight.name, phase, torch.empty(weight.shape), passes.systems))
-
-    def _lent_now(self) -> _Lent:
-        found = _Lent(set(), {})
-        for unit in self.units.values() if self.device.type == "cpu" else ():
-            for name in (weight.name for weight in unit.weights.values()):
-                if self.channel.lends(name):
-                    found.names.add(name)
-                    memory = self.store.parameter(name).memory()
-                    found.at[memory.data_ptr()] = unit.name, memory
-        return found
 
     @property
     def _weights_now(self) -> tuple[int, int]:
@@ -286,7 +277,7 @@ class Stream:
     def _written(self) -> None:
         self._writes += 1
         self.buffers.clear()
-        self._lent = self._lent_now()
+        self._lying.look()
 
     def _listen(self) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self._end_step())
@@ -299,34 +290,12 @@ class Stream:
         finally:
             self._running = False
 
-    def _adopt(self, model: nn.Module) -> None:
-        by_module = {id(unit.module): unit for unit in self.units.values()}
-        for module in list(model.modules()):
-            unit = by_module.get(id(module))
-            for key, weight in {} if unit is None else unit.weights.items():
-                module._parameters[key] = self._parameters[weight.name]
-            for key, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    # `restore` fills it.
-                    module._buffers[key] = torch.empty_like(buffer, device=self.device)
-                elif buffer is not None:
-                    module._buffers[key] = buffer.to(self.device)
-            adopt(module, unit, self, root=module is model)
-
 
 def stream_of(model: nn.Module) -> Stream | None:
     """What is behind a streamed model, or behind one of its modules; None for any other."""
     found = owner_of(model)
     assert found is None or isinstance(found, Stream)
     return found
-
-
-@dataclass(frozen=True)
-class _Lent:
-    """What is used where it lies in memory. at: where a parameter's memory begins → a unit that has it, the memory."""
-
-    names: set[str]
-    at: dict[int, tuple[str, Tensor]]
 
 
 @dataclass(eq=False)

@@ -1,9 +1,9 @@
 """Weights as autograd sees them: made when asked for, forgotten at once, and asked for again by backward.
 
 All uses of one parameter in one pass hang on one gate, a leaf of the weight's shape: autograd adds up their gradients
-there, and the sum leaves when the last of them has come. A weight that is lent in a buffer is the output of `_Fetch`, so
-that no leaf keeps it, and its gate has no memory; one that is used where it lies is its gate itself. What autograd saves
-of either is only where it lay.
+there, and the sum leaves when the last of them has come. A weight that is lent in a buffer is the output of `_Fetch`,
+so that no leaf keeps it, and its gate has no memory; one that is used where it lies is its gate itself. What autograd
+saves of either is only where it lay.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Lender(Protocol):
 def gate(weight: Tensor, sink: Sink) -> Tensor:
     """A leaf with the memory of this tensor, whose gradient goes to `sink`."""
     leaf = weight.detach().requires_grad_()
-    leaf.register_post_accumulate_grad_hook(partial(_leave, sink))
+    leaf.register_post_accumulate_grad_hook(partial(_leave, sink))  # type: ignore[no-untyped-call]
     return leaf
 
 

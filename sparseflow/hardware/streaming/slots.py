@@ -180,7 +180,8 @@ class MappedFile:
 
     def read(self, offset: int, out: Tensor) -> None:
         # A copy out of the map would stop at each of its pages.
-        left = memoryview(out.view(-1).numpy()).cast("B")
+        filled: Any = out.view(-1).numpy()
+        left = memoryview(filled).cast("B")
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             _read_what_is_asked_for(descriptor)

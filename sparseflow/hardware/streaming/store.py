@@ -149,7 +149,7 @@ class Store:
         return self._now[name].section(key)
 
     def gather(self, name: str, dense: Tensor) -> Tensor:
-        """What a tensor of the parameter's shape has at the kept places, in canonical order; a view where that is all."""
+        """What a tensor of the parameter's shape has at the kept places, in canonical order; perhaps a view."""
         return self._now[name].gather(dense)
 
     def write(self, name: str, weight: Tensor) -> None:

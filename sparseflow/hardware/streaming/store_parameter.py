@@ -77,6 +77,7 @@ class StoredParameter:
         self.whole = self.nnz == math.prod(self.shape)
         # Of all tiles, with values as the store has them.
         self.wire_bytes = sum(tile.wire_bytes(VALUE) for tile in self.tiles)
+        self._read_of_index = sum(tile.index_bytes for tile in self.tiles)
 
     @property
     def record(self) -> Record:
@@ -118,7 +119,7 @@ class StoredParameter:
     def places(self) -> Iterator[tuple[Tile, Kept]]:
         """Each tile with the places in it that are kept; None for all."""
         if self.pages.in_memory:
-            self._traffic.add(read=self.index_bytes)
+            self._traffic.add(read=self._read_of_index)
             yield from self._decoded_tiles()
             return
         for tile in _each_expected(self.tiles, self._expect_index):
@@ -146,13 +147,13 @@ class StoredParameter:
         flat = out.view(-1)
         if self.pages.in_memory:
             section = self.section(key)
-            self._traffic.add(read=self.index_bytes + section.nbytes)
+            self._traffic.add(read=self._read_of_index + section.nbytes)
             for tile, kept in self._decoded_tiles():
                 values = section[tile.value : tile.value + tile.nnz]
                 tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
             return out
         if self.whole:
-            self._traffic.add(read=out.nbytes + self.index_bytes)
+            self._traffic.add(read=out.nbytes)
             self.pages.read(self._layout.offset(self._slot, key), flat)
             return out
         for tile, index, values in self.stream(key):
