@@ -205,23 +205,30 @@ class Stream:
 
     # What autograd asks.
 
-    def lent_at(self, address: int) -> Callable[[], Tensor] | None:
+    def lent_at(self, address: int, offset: int) -> Callable[[], Tensor] | None:
         """What streams the weights in the buffer that begins there again, or in the parameter that lies there."""
         if lying := self._lying.at(address):
-            return partial(self._ask_again, *lying)
+            return partial(self._ask_again, self._pass, *lying)
         unit = self.buffers.unit_at(address)
-        return None if unit is None else partial(self._again, unit)
+        return None if unit is None else partial(self._lend_again, self._pass, unit, self.units[unit].at(offset).name)
 
-    def _again(self, unit: str) -> Tensor:
-        self._turn_back()
+    def _lend_again(self, source: _Pass, unit: str, name: str) -> Tensor:
+        self._turn_back(source, name)
         return self.buffers.lend(unit)
 
-    def _ask_again(self, unit: str, memory: Tensor) -> Tensor:
-        self._turn_back()
+    def _ask_again(self, source: _Pass, unit: str, name: str, memory: Tensor) -> Tensor:
+        self._turn_back(source, name)
         self.buffers.ask(unit)
         return memory
 
-    def _turn_back(self) -> None:
+    def _turn_back(self, source: _Pass, name: str) -> None:
+        # A pass that has not given a gradient yet is one too many, which is said when it does.
+        if source.number is not None and self.optimizer.updated(name):
+            raise RuntimeError(
+                f"backward asks for {name!r} after its gradient came and changed it: the forward uses it once more "
+                "without a gradient (detach); clone it there, or pass sf.stream(..., spill=True), which keeps all "
+                "gradients until step()"
+            )
         if not self._backward:
             self.buffers.begin("backward")
             self._backward = True

@@ -25,8 +25,11 @@ Sink = Callable[[Tensor], None]
 class Lender(Protocol):
     """Who lends weights: knows its memory again, and can fill it once more."""
 
-    def lent_at(self, address: int) -> Callable[[], Tensor] | None:
-        """What streams the numbers in the memory that begins there for backward; None for memory of somebody else."""
+    def lent_at(self, address: int, offset: int) -> Callable[[], Tensor] | None:
+        """What streams the numbers in the memory that begins there for backward; None for memory of somebody else.
+
+        offset: of the one that is asked for, in numbers.
+        """
         ...
 
 
@@ -49,10 +52,11 @@ def forgetting(lender: Lender) -> AbstractContextManager[None]:
     """
 
     def pack(tensor: Tensor) -> _Where | _Kept:
-        again = lender.lent_at(tensor.untyped_storage().data_ptr())
+        offset = int(tensor.storage_offset())
+        again = lender.lent_at(tensor.untyped_storage().data_ptr(), offset)
         if again is None:
             return _Kept(tensor, tensor._version)
-        return _Where(again, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        return _Where(again, tuple(tensor.shape), tensor.stride(), offset)
 
     def unpack(saved: _Where | _Kept) -> Tensor:
         if isinstance(saved, _Where):

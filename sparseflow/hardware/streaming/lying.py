@@ -19,8 +19,8 @@ class Lying:
         self._store, self._channel, self._device = store, channel, device
         self._units = list(units)
         self._names: set[str] = set()
-        # Where a parameter's memory begins → a unit that has it, and that memory.
-        self._at: dict[int, tuple[str, Tensor]] = {}
+        # Where a parameter's memory begins → a unit that has it, its name, and that memory.
+        self._at: dict[int, tuple[str, str, Tensor]] = {}
         self.look()
 
     def __contains__(self, name: str) -> bool:
@@ -34,12 +34,12 @@ class Lying:
                 if self._channel.lends(name):
                     memory = self._store.parameter(name).memory()
                     self._names.add(name)
-                    self._at[memory.data_ptr()] = unit.name, memory
+                    self._at[memory.data_ptr()] = unit.name, name, memory
 
     def weight(self, weight: Weight) -> Tensor:
         """One of them: a view, only to be read."""
         return self._store.values(weight.name).view(weight.shape)
 
-    def at(self, address: int) -> tuple[str, Tensor] | None:
-        """A unit whose parameter's memory begins there, and that memory, as numbers; None where none does."""
+    def at(self, address: int) -> tuple[str, str, Tensor] | None:
+        """A unit, its parameter whose memory begins there, and that memory, as numbers; None where none does."""
         return self._at.get(address)
