@@ -20,7 +20,7 @@ from sparseflow.hardware.streaming.classes import adopt_all, owner_of
 from sparseflow.hardware.streaming.fetch import Sink, gate, through
 from sparseflow.hardware.streaming.formats import Format
 from sparseflow.hardware.streaming.forward import streamed_forward
-from sparseflow.hardware.streaming.lying import Lying
+from sparseflow.hardware.streaming.lying import Lying, Place
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.scaling import LossScale
@@ -207,8 +207,8 @@ class Stream:
 
     def lent_at(self, address: int, offset: int) -> Callable[[], Tensor] | None:
         """What streams the weights in the buffer that begins there again, or in the parameter that lies there."""
-        if lying := self._lying.at(address):
-            return partial(self._ask_again, self._pass, *lying)
+        if place := self._lying.at(address):
+            return partial(self._ask_again, self._pass, place)
         unit = self.buffers.unit_at(address)
         return None if unit is None else partial(self._lend_again, self._pass, unit, self.units[unit].at(offset).name)
 
@@ -216,10 +216,10 @@ class Stream:
         self._turn_back(source, name)
         return self.buffers.lend(unit)
 
-    def _ask_again(self, source: _Pass, unit: str, name: str, memory: Tensor) -> Tensor:
-        self._turn_back(source, name)
-        self.buffers.ask(unit)
-        return memory
+    def _ask_again(self, source: _Pass, place: Place) -> Tensor:
+        self._turn_back(source, place.name)
+        self.buffers.ask(place.unit)
+        return place.memory
 
     def _turn_back(self, source: _Pass, name: str) -> None:
         # A pass that has not given a gradient yet is one too many, which is said when it does.
@@ -284,7 +284,7 @@ class Stream:
     def _written(self) -> None:
         self._writes += 1
         self.buffers.clear()
-        self._lying.look()
+        self._lying.forget()
 
     def _listen(self) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self._end_step())

@@ -22,8 +22,9 @@ from sparseflow.hardware.streaming.updates import Rule
 
 # Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
 CHUNK = 2**16
-# Chunks that are updated at once in memory, where there are no copies of them: each costs a start of all threads.
-_IN_PLACE = 4
+# Chunks that are updated at once in memory, where there are no copies of them. Each part starts all threads for each
+# operation, and on a machine with other work, that takes longer than a cache saves.
+_IN_PLACE = 16
 
 T = TypeVar("T")
 
