@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from sparseflow.bench import Figure, clock, networks, pruning, run_bench
+from sparseflow.bench import Figure, clock, memory_cgroup, networks, pruning, run_bench, streaming
 from sparseflow.bench import run as bench_run
 from sparseflow.bench.criteria import over_passes, synflow_seconds
+from sparseflow.bench.mapped_torch import MappedTraining
 from sparseflow.bench.memory import bytes_kept, memory_over_dense
 from sparseflow.bench.networks import Case
 from sparseflow.bench.peers import MISSING, CsrLinear, csr_step, disagreement
@@ -28,6 +30,7 @@ from sparseflow.bench.pruning import Kind
 from sparseflow.bench.saving import saving
 from sparseflow.bench.search import Round, searches, totals
 from sparseflow.bench.step import Step, dense_steps, masked_model, sparse_step
+from sparseflow.bench.stream_worker import Count
 from sparseflow.bench.streaming import count, in_memory
 from sparseflow.bench.versus_dense import Promise, break_even, speedups, with_break_even
 from sparseflow.bench.versus_peers import against_peers, peers
@@ -37,6 +40,7 @@ from sparseflow.training.proof import ProofError
 from sparseflow.training.sensitivity import snip
 
 BACKEND = "dense-compact"
+WORDS = ("dense", "90% sparse")
 
 
 @pytest.fixture(autouse=True)
@@ -356,13 +360,74 @@ def test_a_commit_is_timed_against_torch_save(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
 def test_a_model_trains_that_is_larger_than_its_memory() -> None:
-    """In a process whose private memory is limited; at 90 % sparse, the store moves less than 0.15 of what it would."""
-    found = count(0.1, limit=64 * 2**20)
+    """In a process whose memory is limited; at 90 % sparse, the store moves less than 0.15 of what it would."""
+    found = count("stream", 0.1)
     assert found.state >= 4 * found.limit
     assert found.anonymous < found.limit + found.needed
     traffic = found.read + found.written
     assert traffic <= 1.2 * 34 * found.nnz
     assert traffic <= 0.15 * 34 * found.state / 12
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_mapped_torch_goes_through_all_its_state_where_only_private_memory_is_limited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(streaming, "memory_cgroup", lambda limit: nullcontext())
+    found = count("mapped", 1.0, steps=1, limit=32 * 2**20)
+    assert found.under == "RLIMIT_DATA" and found.state >= 4 * found.limit
+    # A weight forward, it and both moments backward, for what was dropped between layers comes from the disk again; but
+    # the first layer's weight comes once, since its input needs no gradient.
+    assert found.from_disk >= (16 / 12) * found.state - 4 * 1024**2 - 2**20
+    assert found.to_disk >= found.state
+
+
+def test_mapped_torch_is_torch(tmp_path: Path) -> None:
+    plain, model = networks.mlp("m", (6, 5, 4), batch=3).build(), networks.mlp("m", (6, 5, 4), batch=3).build()
+    weights = iter([parameter.detach().clone() for parameter in plain.parameters()])
+
+    def initialise(module: nn.Module) -> None:
+        for parameter in module.parameters():
+            parameter.copy_(next(weights))
+
+    mapped = MappedTraining(model, tmp_path / "mapped", 0.1, initialise)
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=0.1, fused=True)
+    for _ in range(3):
+        x = torch.randn(3, 6)
+        optimizer.zero_grad()
+        plain(x).square().mean().backward()
+        optimizer.step()
+        mapped.step(x)
+    for expected, got in zip(plain.parameters(), model.parameters()):
+        assert torch.equal(got, expected)
+    on_disk = torch.from_file(str(tmp_path / "mapped" / "0.weight.weight"), size=30)
+    assert torch.equal(on_disk.view(5, 6), next(plain.parameters()))
+
+
+@pytest.mark.parametrize("under", ["a memory cgroup", "RLIMIT_DATA"])
+def test_times_are_compared_under_a_cgroup_alone(under: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def counted(side: str, density: float, *_: object) -> Count:
+        seconds = (4.0,) if side == "mapped" else (2.0,) if density == 1 else (1.0,)
+        moved = (0, 0) if side == "mapped" else (200, 120) if density == 1 else (20, 17)
+        return Count(10, 40, 10, 1, 1, 1, *moved, 7, 8, seconds, under)
+
+    monkeypatch.setattr(streaming, "count", counted)
+    figures = {figure.name: figure for figure in streaming.larger_than_memory(batch=8)}
+    times = [figures[f"b8: dense step of mapped torch / of sf.stream, {what} ({under})"] for what in WORDS]
+    if under == "RLIMIT_DATA":
+        assert all(figure.verdict == "not measured" for figure in times)
+    else:
+        assert [(figure.samples, figure.verdict) for figure in times] == [((2.0,) * 3, "met"), ((4.0,) * 3, "missed")]
+    assert figures["b8: store's bytes of a step, 90 % sparse / dense"].samples == (37 / 320,)
+
+
+def test_no_cgroup_where_none_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A plain folder, which has no file that would limit anything, and one that is not there.
+    places = [(1, tmp_path), (2, tmp_path / "absent")]
+    monkeypatch.setattr(memory_cgroup, "_places", lambda: iter(places))
+    with memory_cgroup.memory_cgroup(2**20) as found:
+        assert found is None
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_streamed_step_is_timed_beside_a_dense_one(micro: Case) -> None:

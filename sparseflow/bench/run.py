@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Figure]]]] = {
     "peers": ("The sparse layers of others, whole step", lambda: peers(_BACKEND)),
     "launches": ("Several processes, and their checkpoints", launches),
     "imp": ("The search for a ticket, pruning and planning counted", search),
-    "stream": ("Models whose weights are in a store; private memory limited by RLIMIT_DATA", streaming),
+    "stream": ("Models whose weights are in a store", streaming),
     "algorithms": ("Masks that change in training", lambda: algorithms(_BACKEND)),
     "criteria": ("Criteria", criteria),
     "distributed": ("Masks of a large model from its slices", distributed),

@@ -1,7 +1,8 @@
-"""A process that trains a model larger than the private memory it may have, and counts what that takes.
+"""A process that trains a model larger than the memory it may have, and counts what that takes.
 
-Its weights and AdamW's state are `TIMES` the limit that is put on private memory (RLIMIT_DATA) once everything is
-imported. It prints a `Count` as JSON.
+Its weights and AdamW's state are `TIMES` the limit that it gets once everything is imported: in a memory cgroup if it
+is given one, else by RLIMIT_DATA, which limits private memory alone. Then it drops each layer from the disk's cache
+once it has been used, so that what it reads and writes can be counted. It prints a `Count` as JSON.
 """
 
 from __future__ import annotations
@@ -11,19 +12,41 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
+import psutil
 import torch
 from torch import Tensor, nn
 
+from sparseflow.bench.mapped_torch import MappedTraining
+from sparseflow.bench.memory_cgroup import join
+from sparseflow.hardware.streaming.execution import Stream
 from sparseflow.hardware.streaming.model import stream, stream_of
 
 TIMES = 4
-_WIDTH, _BATCH, _STEPS = 1024, 64, 2
+_WIDTH = 1024
 # Of a weight and AdamW's two moments.
 _STATE = 12
+_RATE = 1e-6
+
+Side = Literal["stream", "mapped"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """side: sf.stream, or plain torch with mapped files. cgroup: a folder; "" for RLIMIT_DATA. steps: timed ones."""
+
+    side: Side
+    folder: str
+    density: float
+    limit: int
+    cgroup: str
+    batch: int = 64
+    steps: int = 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +54,7 @@ class Count:
     """Bytes. state: of weights and optimizer, were they dense. imported: anonymous memory before there was a model.
 
     anonymous: at the most, beyond that. needed: by what backward saves, two buffers and one gradient. read, written: of
-    a step, by the store's count.
+    a step, by the store's count; from_disk, to_disk: by the system's. seconds: of each step.
     """
 
     limit: int
@@ -42,7 +65,11 @@ class Count:
     needed: int
     read: int
     written: int
-    seconds: float
+    from_disk: int
+    to_disk: int
+    seconds: tuple[float, ...]
+    # What the limit was put on with; whoever made the process knows.
+    under: str = ""
 
     @property
     def whole(self) -> int:
@@ -51,56 +78,130 @@ class Count:
 
 
 def main() -> None:
-    """Of a process of its own: its arguments are FOLDER, DENSITY and LIMIT."""
+    """Of a process of its own: its argument is a `Job` as JSON."""
     torch.set_num_threads(1)
-    print(json.dumps(asdict(train(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])))))
+    print(json.dumps(asdict(train(Job(**json.loads(sys.argv[1]))))))
 
 
-def train(folder: Path, density: float, limit: int) -> Count:
+def train(job: Job) -> Count:
     """A few steps of an MLP that is made on the spot, one layer at a time."""
     _step_of_something_small()
-    layers = -(-TIMES * limit // (_STATE * _WIDTH**2))
     imported = _status("RssAnon")
-    resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + limit, resource.RLIM_INFINITY))
+    if job.cgroup:
+        join(Path(job.cgroup))
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (_status("VmData") + job.limit, resource.RLIM_INFINITY))
+    layers = -(-TIMES * job.limit // (_STATE * _WIDTH**2))
     with torch.device("meta"):
-        made = nn.Sequential(
+        model = nn.Sequential(
             *(part for _ in range(layers) for part in (nn.Linear(_WIDTH, _WIDTH, bias=False), nn.ReLU()))
         )
-    names = [name for name, _ in made.named_parameters()]
-    masks = _Random(names, (_WIDTH, _WIDTH), density) if density < 1 else None
-    model, optimizer = stream(made, torch.optim.AdamW(made.parameters(), lr=1e-6), folder, masks)
-    found = stream_of(model)
-    assert found is not None
-    x = torch.randn(_BATCH, _WIDTH)
-    store, before, seconds = found.store, (0, 0), 0.0
+    made = _Streamed(model, job) if job.side == "stream" else _Mapped(model, job)
+    if not job.cgroup:
+        _forget_between_layers(model, made.forget)
+    x = torch.randn(job.batch, _WIDTH)
     with _Peak() as peak:
-        for number in range(1 + _STEPS):
-            if number == 1:
-                before, seconds = (store.traffic.read, store.traffic.written), time.perf_counter()
-            model(x).square().mean().backward()
-            optimizer.step()
-    seconds = (time.perf_counter() - seconds) / _STEPS
+        made.step(x)
+        before, seconds = _moved(made), []
+        for _ in range(job.steps):
+            start = time.perf_counter()
+            made.step(x)
+            seconds.append(time.perf_counter() - start)
+        moved = [(after - first) // job.steps for first, after in zip(before, _moved(made), strict=True)]
     # Each layer's input and each ReLU's output are the same tensor.
     saved, one = layers * x.nbytes, 4 * _WIDTH**2
     return Count(
-        limit=limit,
+        limit=job.limit,
         state=layers * _STATE * _WIDTH**2,
-        nnz=sum(map(store.nnz, names)),
+        nnz=made.nnz,
         imported=imported,
         anonymous=peak.bytes - imported,
-        needed=saved + found.buffers.nbytes + one,
-        read=(store.traffic.read - before[0]) // _STEPS,
-        written=(store.traffic.written - before[1]) // _STEPS,
-        seconds=seconds,
+        needed=saved + made.buffers + one,
+        read=moved[0],
+        written=moved[1],
+        from_disk=moved[2],
+        to_disk=moved[3],
+        seconds=tuple(seconds),
     )
+
+
+def _initialise(module: nn.Module, density: float = 1.0) -> None:
+    # So that activations and gradients are as large in the last layer as in the first: where their squares are
+    # subnormal, all that is measured is how slowly a processor computes with those.
+    assert isinstance(module, nn.Linear)
+    nn.init.kaiming_uniform_(module.weight, nonlinearity="relu").div_(density**0.5)
+
+
+class _Streamed:
+    """The model on sf.stream."""
+
+    def __init__(self, model: nn.Module, job: Job) -> None:
+        names = [name for name, _ in model.named_parameters()]
+        masks = _Random(names, (_WIDTH, _WIDTH), job.density) if job.density < 1 else None
+        optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE)
+        initialise = partial(_initialise, density=job.density)
+        folder = Path(job.folder) / "store"
+        self._model, self._optimizer = stream(model, optimizer, folder, masks, initialise=initialise)
+        found = stream_of(self._model)
+        assert found is not None
+        self._stream: Stream = found
+        self.nnz, self.buffers = sum(map(found.store.nnz, names)), found.buffers.nbytes
+        self._names = {module: f"{path}.weight" for path, module in model.named_modules()}
+
+    def step(self, x: Tensor) -> None:
+        self._model(x).square().mean().backward()
+        self._optimizer.step()
+
+    def moved(self) -> tuple[int, int]:
+        return self._stream.store.traffic.read, self._stream.store.traffic.written
+
+    def forget(self, module: nn.Module) -> None:
+        self._stream.store.parameter(self._names[module]).pages.sync()
+        self._stream.store.forget([self._names[module]])
+
+
+class _Mapped:
+    """The model in plain torch. It has no buffers, and what it reads and writes is known to the system alone."""
+
+    buffers = 0
+
+    def __init__(self, model: nn.Module, job: Job) -> None:
+        self._training = MappedTraining(model, Path(job.folder) / "mapped", _RATE, _initialise)
+        self.nnz = sum(parameter.numel() for parameter in model.parameters())
+
+    def step(self, x: Tensor) -> None:
+        self._training.step(x)
+
+    def moved(self) -> tuple[int, int]:
+        return 0, 0
+
+    def forget(self, module: nn.Module) -> None:
+        self._training.forget(module)
+
+
+def _moved(made: _Streamed | _Mapped) -> Sequence[int]:
+    counted = psutil.Process().io_counters()
+    return (*made.moved(), counted.read_bytes, counted.write_bytes)
+
+
+def _forget_between_layers(model: nn.Module, forget: Callable[[nn.Module], None]) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_hook(lambda module, *_: forget(module))
+            module.register_full_backward_hook(lambda module, *_: forget(module))
 
 
 def _step_of_something_small() -> None:
     # It imports what a step needs, torch's compiler among it, starts autograd's thread, and is gone.
-    made = nn.Linear(4, 4)
-    model, optimizer = stream(made, torch.optim.AdamW(made.parameters()), None)
-    model(torch.randn(2, 4)).sum().backward()
-    optimizer.step()
+    for fused in (False, True):
+        made = nn.Linear(4, 4)
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(made.parameters(), fused=fused)
+        if not fused:
+            made_too, optimizer = stream(made, optimizer, None)
+            made_too(torch.randn(2, 4)).sum().backward()
+        else:
+            made(torch.randn(2, 4)).sum().backward()
+        optimizer.step()
 
 
 class _Random(Mapping[str, Tensor]):

@@ -83,7 +83,8 @@ def _body(trainer: Trainer) -> Iterator[nn.Module]:
     try:
         yield densify(trainer.model)
     finally:
-        trainer.model.load_state_dict(before)
+        # A dense weight keeps its places under the mask that it meets, and after a resume these are dense.
+        densify(trainer.model).load_state_dict(before)
     commit_weights(trainer.model)
 
 

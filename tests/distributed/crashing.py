@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import sparseflow as sf
 from sparseflow.data import Data, TensorSplit
+from sparseflow.hardware.streaming.store import Store
 from sparseflow.ranks import current
 from sparseflow.training.agreement import Pulse
 from sparseflow.training.controls import train_control
@@ -101,6 +102,7 @@ STREAM_POINTS = {
     "the optimizer begins anew": Point(f"{_STREAMING}.execution:Stream.renew", "after", 1),
     "the best weights are in the store": Point("sparseflow.training.steps:Training._test", "before", 3),
     "a round is recorded and the store is not": Point("sparseflow.training.records:Records.finish_round", "after", 1),
+    "a control is half trained": Point("sparseflow.training.steps:commit_weights", "after", 7),
     "a control is done and the weights are back": Point("sparseflow.training.controls:commit_weights", "before", 0),
 }
 
@@ -130,6 +132,12 @@ def search_streamed(folder: Path) -> None:
 def store_of(folder: Path) -> Path:
     """Of the search in a folder."""
     return folder.with_suffix(".weights")
+
+
+def weights_in(folder: Path) -> dict[str, list[float]]:
+    """What the store of a search was committed with last, by name."""
+    with Store.open(store_of(folder)) as store:
+        return {name: store.read(name).view(-1).tolist() for name in store.names}
 
 
 def _search(folder: Path, stream: Streaming | None, backend: str) -> None:

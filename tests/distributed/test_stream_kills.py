@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from crashing import STREAM_POINTS, launch, random_kills, search_streamed
+from crashing import STREAM_POINTS, launch, random_kills, search_streamed, weights_in
 from leavings import left_in
 
 # All points and many more kills are `tools/soak_kills.py`.
@@ -13,6 +13,7 @@ IN_SHORT = (
     "a store's manifest is renamed",
     "one layer has its mask",
     "a round is recorded and the store is not",
+    "a control is half trained",
 )
 
 
@@ -20,7 +21,7 @@ IN_SHORT = (
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     folder = tmp_path_factory.mktemp("uninterrupted") / "search"
     assert launch(folder, 1, work=search_streamed).well
-    return left_in(folder)
+    return {**left_in(folder), "weights": weights_in(folder)}
 
 
 @pytest.mark.parametrize("name", IN_SHORT)
@@ -28,7 +29,8 @@ def test_killed_at_a_point(tmp_path: Path, uninterrupted: dict[str, object], nam
     killed = launch(tmp_path / "search", 1, STREAM_POINTS[name], search_streamed)
     assert killed.reached and not killed.well
     assert launch(tmp_path / "search", 1, work=search_streamed).well
-    assert left_in(tmp_path / "search") == uninterrupted
+    found = {**left_in(tmp_path / "search"), "weights": weights_in(tmp_path / "search")}
+    assert found == uninterrupted
 
 
 def test_killed_at_random(tmp_path: Path, uninterrupted: dict[str, object]) -> None:
@@ -38,7 +40,7 @@ def test_killed_at_random(tmp_path: Path, uninterrupted: dict[str, object]) -> N
         one = folder.with_name(f"search-{seed}")
         hits += random_kills(one, 1, 2 - hits, seed, 0.4, search_streamed)
         assert launch(one, 1, work=search_streamed).well
-        assert left_in(one) == uninterrupted
+        assert {**left_in(one), "weights": weights_in(one)} == uninterrupted
         if hits == 2:
             return
     pytest.fail(f"only {hits} of 2 kills hit the search before its end")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -70,14 +71,16 @@ def test_gradient_stream_has_the_kept_values_and_weights_leave_as_tiles(tmp_path
     }  # fmt: skip
 
 
-def test_gradients_leave_before_backward_has_ended() -> None:
-    model, _, stream = streamed(made(LENET))
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_gradients_leave_before_backward_has_ended(in_memory: bool, tmp_path: Path) -> None:
+    model, _, stream = streamed(made(LENET), None if in_memory else tmp_path)
     came: list[int] = []
     x = torch.randn(2, 64, requires_grad=True)
     x.register_hook(lambda gradient: came.append(len([m for m in stream.channel.messages if m.direction == "back"])))
     model(x).sum().backward()
-    # Those of the two layers above: the first layer's has only now been computed.
-    assert came == [4]
+    # Those of the two layers above: the first layer's have only now been computed. A bias that is used where it lies
+    # is a leaf of the graph, which autograd visits before anything else.
+    assert came == [5 if in_memory else 4]
     assert len([m for m in stream.channel.messages if m.direction == "back"]) == 6
 
 
@@ -100,16 +103,45 @@ def test_evaluation_of_attention_reads_one_module_at_a_time() -> None:
     assert torch.backends.mha.get_fastpath_enabled() == fast
 
 
-def test_read_ahead_changes_no_bits_and_no_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_ahead_and_a_store_in_memory_change_no_bits_and_no_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for worth in (0, 2**60):
+    # With a thread, without one, and with the weights used where they lie in memory.
+    for worth, place in ((0, tmp_path / "ahead"), (2**60, tmp_path / "later"), (0, None)):
         monkeypatch.setattr(buffers, "_WORTH_A_THREAD", worth)
-        model, optimizer, stream = streamed(made(GPT))
+        model, optimizer, stream = streamed(made(GPT), place)
         train(model, optimizer, GPT, 0, 1, 2)
-        assert (stream.buffers._thread is None) == (worth > 0)
-        found.append(([stream.read(name) for name in stream.names], stream.channel.totals))
-    assert all(same_bits(a, b) for a, b in zip(found[0][0], found[1][0]))
-    assert found[0][1] == found[1][1]
+        assert (stream.buffers._thread is None) == (worth > 0 or place is None)
+        bits, traffic = [stream.read(name) for name in stream.names], stream.store.traffic
+        found.append((bits, stream.channel.totals, Counter(stream.sent), traffic.read, traffic.written))
+    for other in found[1:]:
+        assert all(same_bits(a, b) for a, b in zip(found[0][0], other[0]))
+        assert found[0][1:] == other[1:]
+
+
+def test_weights_that_lie_in_memory_are_used_there_and_no_others() -> None:
+    model, _, stream = streamed(made(LENET))
+    seen: dict[str, int] = {}
+    for name, module in (("fc1", model.fc1), ("fc2", model.fc2)):
+        assert isinstance(module, nn.Linear)
+        module.register_forward_hook(
+            lambda module, *_, name=name: seen.update(
+                {f"{name}.{key}": getattr(module, key).data_ptr() for key in ("weight", "bias")}
+            )
+        )
+    LENET.loss(model, 0)
+    lies = {name: stream.store.values(name).data_ptr() == address for name, address in seen.items()}
+    assert lies == {"fc1.weight": False, "fc1.bias": True, "fc2.weight": False, "fc2.bias": True}
+    stream.densify()
+    LENET.loss(model, 0)
+    assert all(stream.store.values(name).data_ptr() == address for name, address in seen.items())
+
+
+def test_a_gradient_cannot_be_differentiated() -> None:
+    model, _, _ = streamed(made(LENET))
+    with pytest.raises(RuntimeError, match="leave create_graph out"):
+        LENET.loss(model, 0).backward(create_graph=True)
 
 
 def test_learning_rate_follows_a_scheduler() -> None:

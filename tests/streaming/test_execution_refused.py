@@ -67,6 +67,33 @@ def test_backward_of_weights_that_are_gone_is_refused() -> None:
         loss.backward()
 
 
+class UsedTwice(nn.Module):
+    """Its weight without a gradient comes first, so that backward needs it last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(torch.tanh(x @ self.fc.weight.detach()))
+        return y
+
+
+@pytest.mark.parametrize("density", [0.5, 1.0])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_backward_of_a_weight_that_has_changed_on_the_way_is_refused(
+    density: float, in_memory: bool, tmp_path: Path
+) -> None:
+    masks = {"fc.weight": torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) < density}
+    x = torch.randn(3, 4, requires_grad=True)
+    model, _, _ = streamed(UsedTwice(), None if in_memory else tmp_path / "store", masks=masks)
+    with pytest.raises(RuntimeError, match=r"asks for 'fc.weight' after its gradient came.*spill=True"):
+        model(x).sum().backward()
+    model, optimizer, _ = streamed(UsedTwice(), None if in_memory else tmp_path / "spilled", masks=masks, spill=True)
+    model(x).sum().backward()
+    optimizer.step()
+
+
 def test_activation_changed_in_place_is_noticed() -> None:
     class InPlace(nn.Module):
         def __init__(self) -> None:

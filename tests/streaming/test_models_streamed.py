@@ -30,7 +30,9 @@ def test_ten_steps_are_those_of_masked_training(network: str, optimizer: str, tm
     plain, model = models
     masks = random_masks(plain, 0.3)
     reference = Masked(plain, masks, make_optimizer)
-    model, mine = stream(model, make_optimizer(model.parameters()), tmp_path, masks, strict=True)
+    # As tiles from the disk, where every payload is checked, and used where it lies in memory.
+    place, strict = (tmp_path, True) if optimizer == "SGD" else (None, False)
+    model, mine = stream(model, make_optimizer(model.parameters()), place, masks, strict=strict)
     for number in range(10):
         (expected,) = reference.step([lambda model, number=number: kind.loss(model, number)])
         loss = kind.loss(model, number)

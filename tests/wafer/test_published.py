@@ -1,5 +1,6 @@
 """The machine model against publications, by the command that prints it."""
 
+import importlib.util
 import json
 import re
 from dataclasses import replace
@@ -79,6 +80,20 @@ def test_the_page_has_what_the_command_prints() -> None:
     found = re.search(r"<!-- validate: .*? -->\n(.*)<!-- /validate -->", PAGE.read_text(), re.DOTALL)
     assert found is not None, "fill docs/stream.md with tools/stream_table.py"
     assert found[1].strip() == markdown(validation()), "run tools/stream_table.py"
+
+
+def test_the_page_has_what_was_measured() -> None:
+    spec = importlib.util.spec_from_file_location("stream_table", PAGE.parent.parent / "tools" / "stream_table.py")
+    assert spec is not None and spec.loader is not None
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    run = json.loads((PAGE.parent / "benchmarks" / "stream.json").read_text())
+    assert table.measured(run) in PAGE.read_text(), "run tools/stream_table.py"
+    # A miss is shown as one, by the median.
+    missed = {"name": "a", "unit": "x", "limit": 1.5, "at_least": True, "quartiles": [1.2, 1.4, 1.6]}
+    assert table.measured({**run, "figures": [missed]}).splitlines()[2] == (
+        "| a | 1.40 [1.20, 1.60] x | ≥ 1.5, **missed** |"
+    )
 
 
 def test_a_workload_is_predicted_with_its_parts(tmp_path: Path, sparseflow: CommandLine) -> None:

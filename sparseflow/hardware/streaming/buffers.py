@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils.dlpack import from_dlpack
+from torch.utils import dlpack
 
 # Numbers: filling takes longer than two threads of Python waiting for each other.
 _WORTH_A_THREAD = 2**17
@@ -34,7 +34,8 @@ class _Buffer:
 
     def lend(self) -> Tensor:
         self.filled()
-        loan = from_dlpack(self.memory)
+        # In a capsule, since from_dlpack would ask any other about accelerators first.
+        loan = dlpack.from_dlpack(dlpack.to_dlpack(self.memory))  # type: ignore[attr-defined]
         end = StorageWeakRef(loan.untyped_storage())  # type: ignore[no-untyped-call]
         self.loans.append(end)
         return loan
@@ -57,15 +58,15 @@ class _Buffer:
 class Buffers:
     """Two, each as long as the longest unit. What nobody holds any more makes room for the next unit.
 
-    units: how many numbers each has. fill: called for one unit at a time; from a thread of its own where the order of
-    the units is known already: the order of one pass in one direction is expected of the next.
+    units: how many numbers each has. fill: called for one unit at a time; with `ahead`, from a thread of its own where
+    the order of the units is known already: the order of one pass in one direction is expected of the next.
     """
 
-    def __init__(self, units: Mapping[str, int], device: torch.device, fill: Fill) -> None:
+    def __init__(self, units: Mapping[str, int], device: torch.device, fill: Fill, ahead: bool = True) -> None:
         longest = max([1, *units.values()])
         # The one that was lent longest ago comes first.
         self._buffers = [_Buffer(torch.empty(longest, device=device)) for _ in range(2)]
-        self._units, self._fill = units, fill
+        self._units, self._fill, self._ahead = units, fill, ahead
         self._thread: ThreadPoolExecutor | None = None
         self._seen: list[str] = []
         self._expected: dict[str, list[str]] = {}
@@ -104,18 +105,25 @@ class Buffers:
 
         `RuntimeError` that names what both buffers hold where none is free.
         """
+        return self._asked(unit).lend()
+
+    def ask(self, unit: str) -> None:
+        """As `lend`, for a unit that is used where it lies: no buffer is taken."""
+        self._asked(unit)
+
+    def _asked(self, unit: str) -> _Buffer:
         buffer = self._holding(unit)
         if buffer is None:
             buffer = self._free(unit)
             buffer.clear()
             self._fill(unit, buffer.memory)
             buffer.unit = unit
-        lent = buffer.lend()
         self._buffers.sort(key=lambda one: one is buffer)
         if not self._seen or self._seen[-1] != unit:
             self._seen.append(unit)
-            self._read_ahead()
-        return lent
+            if self._ahead:
+                self._read_ahead()
+        return buffer
 
     def _holding(self, unit: str) -> _Buffer | None:
         return next((buffer for buffer in self._buffers if buffer.unit == unit), None)

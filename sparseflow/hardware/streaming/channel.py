@@ -70,12 +70,17 @@ class Channel:
         self.totals: Counter[tuple[str, Phase, Direction]] = Counter()
         self._store, self._rounded, self._strict = store, rounded, strict
         self._value_bytes, self._gradient_bytes = value_bytes, gradient_bytes
+        # Whether a system receives the very numbers that the store has, and nobody looks at the tiles.
+        self._plain = rounded is None and value_bytes == VALUE and not strict
         # By name, with the digest of the index that they were made of.
         self._masks: dict[str, tuple[str | None, Tensor]] = {}
 
     def send_weights(self, name: str, phase: Phase, out: Tensor, systems: int = 1) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape, with what each of the systems receives."""
         parameter, flat, nbytes = self._store.parameter(name), out.view(-1), 0
+        if self._plain:
+            self._count(Message(name, phase, "out", parameter.wire_bytes, systems))
+            return parameter.read(out)
         for tile, index, values in parameter.stream():
             payload = self._pack(tile, index, values)
             if self._strict:
@@ -84,6 +89,17 @@ class Channel:
             nbytes += payload.nbytes
         self._count(Message(name, phase, "out", nbytes, systems))
         return out
+
+    def lends(self, name: str) -> bool:
+        """Whether the parameter can be used where it lies: all of it, in the memory of a system."""
+        parameter = self._store.parameter(name)
+        return self._plain and parameter.whole and parameter.pages.in_memory
+
+    def lend_weights(self, name: str, phase: Phase, systems: int = 1) -> None:
+        """Counts what `send_weights` would have sent of a parameter that is lent."""
+        parameter = self._store.parameter(name)
+        self._store.traffic.add(read=parameter.nnz * VALUE)
+        self._count(Message(name, phase, "out", parameter.wire_bytes, systems))
 
     def send_gradient(self, name: str, phase: Phase, gradient_Z: Tensor) -> Tensor:
         """The gradient of the kept weights, as the store receives it: exactly nnz values, in canonical order."""

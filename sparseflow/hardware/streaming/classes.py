@@ -115,6 +115,24 @@ def adopt(module: nn.Module, unit: Unit | None, owner: Owner, root: bool) -> Non
     module.__class__ = _MADE[made]
 
 
+def adopt_all(
+    model: nn.Module, units: Mapping[str, Unit], parameters: Mapping[str, nn.Parameter], owner: Owner
+) -> None:
+    """Makes a whole model streamed. parameters: what stands for each in it. Buffers on the meta device stay empty."""
+    by_module = {id(unit.module): unit for unit in units.values()}
+    for module in list(model.modules()):
+        unit = by_module.get(id(module))
+        for key, weight in {} if unit is None else unit.weights.items():
+            module._parameters[key] = parameters[weight.name]
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                is_meta = buffer.is_meta
+                module._buffers[key] = (
+                    torch.empty_like(buffer, device=owner.device) if is_meta else buffer.to(owner.device)
+                )
+        adopt(module, unit, owner, root=module is model)
+
+
 def owner_of(module: nn.Module) -> Owner | None:
     """The stream that the module belongs to, if any."""
     found = module.__dict__.get(_OWNER)

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from sparseflow.hardware.bits import pack_bits, unpack_bits
 from sparseflow.hardware.streaming.buffers import Buffers
 from sparseflow.hardware.streaming.channel import Channel, Message, Phase
-from sparseflow.hardware.streaming.classes import adopt, owner_of
+from sparseflow.hardware.streaming.classes import adopt_all, owner_of
 from sparseflow.hardware.streaming.fetch import Sink, gate, through
 from sparseflow.hardware.streaming.formats import Format
 from sparseflow.hardware.streaming.forward import streamed_forward
+from sparseflow.hardware.streaming.lying import Lying, Place
 from sparseflow.hardware.streaming.model_buffers import load_buffers, save_buffers
 from sparseflow.hardware.streaming.optimizer import StoreOptimizer, StreamedParameter
 from sparseflow.hardware.streaming.scaling import LossScale
 from sparseflow.hardware.streaming.store import Store
-from sparseflow.hardware.streaming.units import Unit, check_mask
+from sparseflow.hardware.streaming.units import Unit, Weight, check_mask
 
 
 class Stream:
@@ -51,10 +53,13 @@ class Stream:
         self.sent: list[Message] = []
         # What is sent to the first system reaches the others too, and is not counted again; nor are evaluations.
         self._echo = Channel(store, format.nbytes, rounded=rounded)
-        self.buffers = Buffers({unit.name: unit.numel for unit in units}, device, self._fill)
+        numels = {unit.name: unit.numel for unit in units}
+        # A thread reads a disk while the model computes; it cannot copy memory faster.
+        self.buffers = Buffers(numels, device, self._fill, ahead=store.folder is not None)
+        self._lying = Lying(store, self.channel, units, device)
         self._parameters = dict(parameters)
         self._names: dict[nn.Parameter, str] = {parameter: name for name, parameter in parameters.items()}
-        self._anchor = torch.zeros((), device=device, requires_grad=True)
+        self._nothing = torch.zeros((), device=device)
         self._running = self._backward = self._trains = False
         # How often weights were written by others than the optimizer.
         self._writes = 0
@@ -62,7 +67,7 @@ class Stream:
         # By parameter: where the gradients of this pass come together.
         self._gates: dict[str, Tensor] = {}
         self._model = cast("Callable[[], nn.Module]", weakref.ref(model))
-        self._adopt(model)
+        adopt_all(model, self.units, parameters, self)
         self._listen()
 
     @property
@@ -159,13 +164,19 @@ class Stream:
     def weight(self, unit: Unit, key: str) -> Tensor:
         """The dense weight; outside of the model's forward a copy, which autograd keeps."""
         weight = unit.weights[key]
-        if self._running:
-            tensor = weight.within(self.buffers.lend(unit.name))
-        else:
+        lies = self._running and weight.name in self._lying
+        if not self._running:
             tensor = self.read(weight.name).to(self.device)
+        elif lies:
+            self.buffers.ask(unit.name)
+            tensor = self._lying.weight(weight)
+        else:
+            tensor = weight.within(self.buffers.lend(unit.name))
         if not torch.is_grad_enabled() or not self.optimizer.trains(weight.name):
             return tensor
-        return through(self._gate(weight.name, weight.shape), tensor)
+        gate = self._gate(weight, tensor if lies else None)
+        # What was used outside of the forward has a gate without memory.
+        return gate if lies and gate.data_ptr() == tensor.data_ptr() else through(gate, tensor)
 
     def saved(self, unit: Unit, key: str) -> dict[str, Tensor]:
         """As a SparseLayer saves it: kept values and packed mask; views of the store, only to be read."""
@@ -194,22 +205,41 @@ class Stream:
 
     # What autograd asks.
 
-    def unit_at(self, address: int) -> str | None:
-        """The unit in the buffer that begins there."""
-        return self.buffers.unit_at(address)
+    def lent_at(self, address: int, offset: int) -> Callable[[], Tensor] | None:
+        """What streams the weights in the buffer that begins there again, or in the parameter that lies there."""
+        if place := self._lying.at(address):
+            return partial(self._ask_again, self._pass, place)
+        unit = self.buffers.unit_at(address)
+        return None if unit is None else partial(self._lend_again, self._pass, unit, self.units[unit].at(offset).name)
 
-    def again(self, unit: str) -> Tensor:
-        """The unit's weights, for backward."""
+    def _lend_again(self, source: _Pass, unit: str, name: str) -> Tensor:
+        self._turn_back(source, name)
+        return self.buffers.lend(unit)
+
+    def _ask_again(self, source: _Pass, place: Place) -> Tensor:
+        self._turn_back(source, place.name)
+        self.buffers.ask(place.unit)
+        return place.memory
+
+    def _turn_back(self, source: _Pass, name: str) -> None:
+        # A pass that has not given a gradient yet is one too many, which is said when it does.
+        if source.number is not None and self.optimizer.updated(name):
+            raise RuntimeError(
+                f"backward asks for {name!r} after its gradient came and changed it: the forward uses it once more "
+                "without a gradient (detach); clone it there, or pass sf.stream(..., spill=True), which keeps all "
+                "gradients until step()"
+            )
         if not self._backward:
             self.buffers.begin("backward")
             self._backward = True
-        return self.buffers.lend(unit)
 
-    def _gate(self, name: str, shape: tuple[int, ...]) -> Tensor:
+    def _gate(self, weight: Weight, memory: Tensor | None) -> Tensor:
         if not self._running:
             self._renew_pass(self._pass.number is not None)
+        name = weight.name
         if name not in self._gates:
-            self._gates[name] = gate(self._anchor, shape, _sink(self, name, self._pass))
+            of = self._nothing.expand(weight.shape) if memory is None else memory
+            self._gates[name] = gate(of, _sink(self, name, self._pass))
         return self._gates[name]
 
     def _renew_pass(self, over: bool) -> None:
@@ -235,6 +265,9 @@ class Stream:
         channel = self._echo if system or not self._trains else self.channel
         phase: Phase = "backward" if self._backward else "forward"
         for weight in self.units[name].weights.values():
+            if weight.name in self._lying:
+                channel.lend_weights(weight.name, phase, passes.systems)
+                continue
             out = weight.within(memory)
             if self.device.type == "cpu":
                 channel.send_weights(weight.name, phase, out, passes.systems)
@@ -251,6 +284,7 @@ class Stream:
     def _written(self) -> None:
         self._writes += 1
         self.buffers.clear()
+        self._lying.forget()
 
     def _listen(self) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self._end_step())
@@ -262,20 +296,6 @@ class Stream:
             yield
         finally:
             self._running = False
-
-    def _adopt(self, model: nn.Module) -> None:
-        by_module = {id(unit.module): unit for unit in self.units.values()}
-        for module in list(model.modules()):
-            unit = by_module.get(id(module))
-            for key, weight in {} if unit is None else unit.weights.items():
-                module._parameters[key] = self._parameters[weight.name]
-            for key, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_meta:
-                    # `restore` fills it.
-                    module._buffers[key] = torch.empty_like(buffer, device=self.device)
-                elif buffer is not None:
-                    module._buffers[key] = buffer.to(self.device)
-            adopt(module, unit, self, root=module is model)
 
 
 def stream_of(model: nn.Module) -> Stream | None:

@@ -1,8 +1,9 @@
 """Weights as autograd sees them: made when asked for, forgotten at once, and asked for again by backward.
 
-A weight is the output of `_Fetch`, so that no leaf keeps it; what autograd saves of it is only where it lay. All uses
-of one parameter in one pass hang on one `_Gate`, a tensor of the weight's shape that has no memory: autograd adds up
-their gradients there, and the sum leaves when the last of them has come.
+All uses of one parameter in one pass hang on one gate, a leaf of the weight's shape: autograd adds up their gradients
+there, and the sum leaves when the last of them has come. A weight that is lent in a buffer is the output of `_Fetch`,
+so that no leaf keeps it, and its gate has no memory; one that is used where it lies is its gate itself. What autograd
+saves of either is only where it lay.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import torch
@@ -21,20 +23,21 @@ Sink = Callable[[Tensor], None]
 
 
 class Lender(Protocol):
-    """Who lends weights: knows its memory again, and can make a weight once more."""
+    """Who lends weights: knows its memory again, and can fill it once more."""
 
-    def unit_at(self, address: int) -> str | None:
-        """The unit that lies in the memory that begins at this address; None for memory of somebody else."""
+    def lent_at(self, address: int, offset: int) -> Callable[[], Tensor] | None:
+        """What streams the numbers in the memory that begins there for backward; None for memory of somebody else.
+
+        offset: of the one that is asked for, in numbers.
+        """
         ...
 
-    def again(self, unit: str) -> Tensor:
-        """The unit's numbers, flat, streamed for backward."""
-        ...
 
-
-def gate(anchor: Tensor, shape: tuple[int, ...], sink: Sink) -> Tensor:
-    """A tensor of that shape without memory, whose gradient goes to `sink`. anchor: a scalar that needs one."""
-    return cast(Tensor, _Gate.apply(anchor, shape, sink))  # type: ignore[no-untyped-call]
+def gate(weight: Tensor, sink: Sink) -> Tensor:
+    """A leaf with the memory of this tensor, whose gradient goes to `sink`."""
+    leaf = weight.detach().requires_grad_()
+    leaf.register_post_accumulate_grad_hook(partial(_leave, sink))  # type: ignore[no-untyped-call]
+    return leaf
 
 
 def through(gate: Tensor, weight: Tensor) -> Tensor:
@@ -49,14 +52,15 @@ def forgetting(lender: Lender) -> AbstractContextManager[None]:
     """
 
     def pack(tensor: Tensor) -> _Where | _Kept:
-        unit = lender.unit_at(tensor.untyped_storage().data_ptr())
-        if unit is None:
+        offset = int(tensor.storage_offset())
+        again = lender.lent_at(tensor.untyped_storage().data_ptr(), offset)
+        if again is None:
             return _Kept(tensor, tensor._version)
-        return _Where(unit, tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()))
+        return _Where(again, tuple(tensor.shape), tensor.stride(), offset)
 
     def unpack(saved: _Where | _Kept) -> Tensor:
         if isinstance(saved, _Where):
-            return lender.again(saved.unit).as_strided(saved.shape, saved.strides, saved.offset)
+            return saved.again().as_strided(saved.shape, saved.strides, saved.offset)
         if saved.tensor._version != saved.version:
             raise RuntimeError(
                 f"a tensor of shape {tuple(saved.tensor.shape)} that backward needs was changed in place after the "
@@ -67,9 +71,19 @@ def forgetting(lender: Lender) -> AbstractContextManager[None]:
     return torch.autograd.graph.saved_tensors_hooks(pack, unpack)
 
 
+def _leave(sink: Sink, leaf: Tensor) -> None:
+    gradient, leaf.grad = leaf.grad, None
+    assert gradient is not None
+    if gradient.requires_grad:
+        raise RuntimeError(
+            "the gradient of a streamed weight goes to its store and cannot be differentiated: leave create_graph out"
+        )
+    sink(gradient.to_dense() if gradient.is_sparse else gradient)
+
+
 @dataclass(frozen=True)
 class _Where:
-    unit: str
+    again: Callable[[], Tensor]
     shape: tuple[int, ...]
     strides: tuple[int, ...]
     offset: int
@@ -85,21 +99,6 @@ class _Kept:
 class _Loan:
     # In a box, so that autograd does not take it for an input.
     weight: Tensor
-
-
-class _Gate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, shape: tuple[int, ...], sink: Sink) -> Tensor:
-        ctx.sink = sink
-        return anchor.new_empty(()).expand(shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, gradient: Tensor
-    ) -> tuple[None, None, None]:
-        ctx.sink(gradient.to_dense() if gradient.is_sparse else gradient)
-        return None, None, None
 
 
 class _Fetch(torch.autograd.Function):

@@ -91,6 +91,10 @@ class StoreOptimizer(torch.optim.Optimizer):
         """Whether it holds this parameter, and the parameter is not frozen."""
         return name in self._trained and self._stand_ins[name].requires_grad
 
+    def updated(self, name: str) -> bool:
+        """Whether a gradient of this step has changed this parameter already."""
+        return self._sums is None and name in self._came
+
     def forget(self) -> None:
         """Takes all gradients of this step as not come, whether they were applied or kept."""
         self._clear()

@@ -76,8 +76,17 @@ class Traffic:
 class Pages(Protocol):
     """Bytes that stay where they are."""
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether no disk is behind it, so that views may be written to."""
+        ...
+
     def view(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
         """The elements from an offset on, not copied; only to be read."""
+        ...
+
+    def read(self, offset: int, out: Tensor) -> None:
+        """Copies the bytes from an offset on into a contiguous tensor, which it fills."""
         ...
 
     def write(self, offset: int, data: Tensor | bytes) -> None:
@@ -104,11 +113,16 @@ class Pages(Protocol):
 class Memory:
     """In memory, zeros at first, which take none until they are written."""
 
+    in_memory = True
+
     def __init__(self, nbytes: int) -> None:
         self._bytes = torch.zeros(nbytes, dtype=torch.uint8)
 
     def view(self, offset: int, count: int, dtype: torch.dtype) -> Tensor:
         return self._bytes[offset : offset + count * dtype.itemsize].view(dtype)
+
+    def read(self, offset: int, out: Tensor) -> None:
+        out.view(-1).copy_(self.view(offset, out.numel(), out.dtype))
 
     def write(self, offset: int, data: Tensor | bytes) -> None:
         if not data_bytes(data):
@@ -131,6 +145,8 @@ class Memory:
 
 class MappedFile:
     """In a file, whose size never changes."""
+
+    in_memory = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -162,6 +178,21 @@ class MappedFile:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(self._map, dtype=dtype, count=count, offset=offset)
 
+    def read(self, offset: int, out: Tensor) -> None:
+        # A copy out of the map would stop at each of its pages.
+        filled: Any = out.view(-1).numpy()
+        left = memoryview(filled).cast("B")
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            _read_what_is_asked_for(descriptor)
+            while left:
+                count = os.preadv(descriptor, [left], offset)
+                if not count:
+                    raise OSError(f"{self.path}: expected {len(left)} bytes more at {offset}, the file ends there")
+                left, offset = left[count:], offset + count
+        finally:
+            os.close(descriptor)
+
     def write(self, offset: int, data: Tensor | bytes) -> None:
         source: Any = data if isinstance(data, bytes) else data.contiguous().numpy()
         left = memoryview(source).cast("B")
@@ -183,8 +214,14 @@ class MappedFile:
 
     def expect(self, offset: int, nbytes: int) -> None:
         stop = offset + nbytes
-        for begin in range(offset // PAGE * PAGE, stop, _AT_ONCE):
-            self._map.madvise(mmap.MADV_WILLNEED, begin, min(_AT_ONCE, stop - begin))
+        if not nbytes:
+            return
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            for begin in range(offset // PAGE * PAGE, stop, _AT_ONCE):
+                _announce(descriptor, begin, min(_AT_ONCE, stop - begin))
+        finally:
+            os.close(descriptor)
 
     def forget(self) -> None:
         # The kernel does not drop a page that is mapped somewhere.
@@ -229,6 +266,17 @@ def _reserve(descriptor: int, nbytes: int) -> None:
         os.posix_fallocate(descriptor, 0, nbytes)
     else:
         os.truncate(descriptor, nbytes)
+
+
+def _read_what_is_asked_for(descriptor: int) -> None:
+    if sys.platform == "linux":
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def _announce(descriptor: int, offset: int, nbytes: int) -> None:
+    # Unlike mmap.madvise, it lets other threads of Python run.
+    if sys.platform == "linux":
+        os.posix_fadvise(descriptor, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
 def _drop(descriptor: int) -> None:

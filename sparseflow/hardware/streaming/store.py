@@ -117,7 +117,7 @@ class Store:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of the dense parameter."""
-        return self._now[name].record.shape
+        return self._now[name].shape
 
     def nnz(self, name: str) -> int:
         """Kept weights."""
@@ -129,11 +129,11 @@ class Store:
 
     def keys(self, name: str) -> tuple[str, ...]:
         """Of the optimizer state beside the values."""
-        return self._now[name].record.keys
+        return self._now[name].keys
 
     def steps(self, name: str) -> int:
         """How many updates a parameter has had."""
-        return self._now[name].record.steps
+        return self._now[name].steps
 
     def read(self, name: str, out: Tensor | None = None) -> Tensor:
         """The dense parameter, zeros at the pruned places; in `out` if given, contiguous and float32."""
@@ -149,7 +149,7 @@ class Store:
         return self._now[name].section(key)
 
     def gather(self, name: str, dense: Tensor) -> Tensor:
-        """What a tensor of the parameter's shape has at the kept places, in canonical order."""
+        """What a tensor of the parameter's shape has at the kept places, in canonical order; perhaps a view."""
         return self._now[name].gather(dense)
 
     def write(self, name: str, weight: Tensor) -> None:
@@ -166,7 +166,7 @@ class Store:
 
     def set_steps(self, name: str, steps: int) -> None:
         """Sets how many updates a parameter has had, as where an optimizer's state is loaded."""
-        self._now[name].set_steps(steps)
+        self._now[name].steps = steps
 
     def remask(self, name: str, mask: Tensor | None) -> None:
         """Changes the mask: what stays keeps value and state, what comes back begins with zeros. None: keeps all.
@@ -186,7 +186,7 @@ class Store:
 
     def update(self, name: str, gradient_Z: Tensor, rule: Rule) -> None:
         """One step of an optimizer on the kept values. `ValueError` for a rule with other state than the store has."""
-        keys = self._now[name].record.keys
+        keys = self._now[name].keys
         if rule.keys != keys:
             raise ValueError(
                 f"{name!r}: the store keeps the optimizer state {keys}, and {type(rule).__name__} needs {rule.keys}; "
@@ -225,8 +225,7 @@ class Store:
         self._before = {}
         self._step = self._committed_step
         for parameter in self._now.values():
-            assert parameter.committed is not None
-            parameter.record, parameter.torn = parameter.committed, False
+            parameter.roll_back()
 
     def room(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """A tensor of zeros beside the parameters, on the disk if they are there; gone once nobody holds it."""
@@ -302,6 +301,6 @@ class Store:
         return Manifest(step=self._step, about=about, parameters=records)
 
     def _check_key(self, name: str, key: str) -> None:
-        keys = self._now[name].record.keys
+        keys = self._now[name].keys
         if key not in keys:
             raise ValueError(f"{name!r} has no optimizer state {key!r}; available: {', '.join(keys) or 'none'}")

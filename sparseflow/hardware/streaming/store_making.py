@@ -39,7 +39,7 @@ def with_mask(old: StoredParameter, mask: Tensor | None, make: MakePages, traffi
     with _removed_after_an_error(made):
         for key in (None, *record.keys):
             made.put(_converted(old, made, key), key)
-    made.set_steps(record.steps)
+    made.steps = record.steps
     return made
 
 

@@ -22,6 +22,9 @@ from sparseflow.hardware.streaming.updates import Rule
 
 # Elements that are updated at once: small enough for a cache, and a multiple of every vector register.
 CHUNK = 2**16
+# Chunks that are updated at once in memory, where there are no copies of them. Each part starts all threads for each
+# operation, and on a machine with other work, that takes longer than a cache saves.
+_IN_PLACE = 16
 
 T = TypeVar("T")
 
@@ -46,13 +49,20 @@ class Entry:
 class StoredParameter:
     """A parameter whose committed slot is never written to: the first change after a commit goes to the other.
 
-    `record`: as it is now; `committed`: as it was at the last commit, None where this file is newer. `torn`: whether a
-    change was cut short, so that the values are neither old nor new.
+    `committed`: its record at the last commit, None where this file is newer. `torn`: whether a change was cut short,
+    so that the values are neither old nor new.
     """
 
     def __init__(self, record: Record, committed: Record | None, pages: Pages, traffic: Traffic) -> None:
-        self.record, self.committed, self.pages, self.torn = record, committed, pages, False
+        self.committed, self.pages, self.torn = committed, pages, False
+        self._record, self._slot, self.steps = record, record.slot, record.steps
         self._traffic = traffic
+        # By slot and key.
+        self._sections: dict[tuple[int, str | None], Tensor] = {}
+        # Where the store is in memory, what takes longer to make than a small layer's product or update is kept: the
+        # places of each tile, and the chunks of each slot.
+        self._decoded: list[tuple[Tile, Kept]] | None = None
+        self._chunked: dict[int, list[tuple[slice, Tensor, dict[str, Tensor]]]] = {}
         counts, head = None, 0
         if record.index_sha256 is not None:
             grid = tiles.boxes(record.shape)
@@ -64,11 +74,25 @@ class StoredParameter:
             why = f"expected {record.nnz} kept weights in {record.nbytes} bytes, got {got}"
             raise ValueError(damaged(record, why))
         self._index: NDArray[np.uint8] = pages.view(0, self._layout.index_bytes, torch.uint8).numpy()
+        self.shape, self.keys, self.nnz = record.shape, record.keys, record.nnz
+        self.whole = self.nnz == math.prod(self.shape)
+        # Of all tiles, with values as the store has them.
+        self.wire_bytes = sum(tile.wire_bytes(VALUE) for tile in self.tiles)
+        self._read_of_index = sum(tile.index_bytes for tile in self.tiles)
 
     @property
-    def nnz(self) -> int:
-        """Kept weights: Z."""
-        return self.record.nnz
+    def record(self) -> Record:
+        """As it is now."""
+        now = {"slot": self._slot, "steps": self.steps}
+        # Each update changes both, and few ask: a copy takes as long as the update of a bias.
+        if (self._record.slot, self._record.steps) != (self._slot, self.steps):
+            self._record = self._record.model_copy(update=now)
+        return self._record
+
+    def roll_back(self) -> None:
+        """Goes back to what was committed."""
+        assert self.committed is not None
+        self._slot, self.steps, self.torn = self.committed.slot, self.committed.steps, False
 
     @property
     def index_bytes(self) -> int:
@@ -77,7 +101,11 @@ class StoredParameter:
 
     def section(self, key: str | None = None) -> Tensor:
         """The values (None) or a state as they are now, Z long: a view, only to be read."""
-        return self.pages.view(self._layout.offset(self.record.slot, key), self.nnz, torch.float32)
+        return self._section(self._slot, key)
+
+    def memory(self) -> Tensor:
+        """All that it consists of as numbers, for one in memory: what every view of it is a view of."""
+        return self.pages.view(0, self._layout.nbytes // VALUE, torch.float32)
 
     def stream(self, key: str | None = None) -> Iterator[tuple[Tile, NDArray[np.uint8], Tensor]]:
         """Each tile with its index and its part of the values (None) or of a state: views, only to be read.
@@ -91,18 +119,22 @@ class StoredParameter:
 
     def places(self) -> Iterator[tuple[Tile, Kept]]:
         """Each tile with the places in it that are kept; None for all."""
+        if self.pages.in_memory:
+            self._traffic.add(read=self._read_of_index)
+            yield from self._decoded_tiles()
+            return
         for tile in _each_expected(self.tiles, self._expect_index):
             self._traffic.add(read=tile.index_bytes)
             yield tile, tiles.places(tile, self._index_of(tile))
 
     def mask(self) -> Tensor:
         """True = kept, in the parameter's shape."""
-        flat = torch.ones(math.prod(self.record.shape), dtype=torch.bool)
+        flat = torch.ones(math.prod(self.shape), dtype=torch.bool)
         for tile, kept in self.places():
             if kept is not None:
                 part = flat[tile.place : tile.place + tile.places].zero_()
                 part[torch.from_numpy(kept)] = True
-        return flat.view(self.record.shape)
+        return flat.view(self.shape)
 
     def verify(self) -> None:
         """`ValueError` where the index is not what was written."""
@@ -114,13 +146,27 @@ class StoredParameter:
     def read(self, out: Tensor, key: str | None = None) -> Tensor:
         """Fills `out`, contiguous and of the parameter's shape; zeros at the pruned places."""
         flat = out.view(-1)
+        if self.pages.in_memory:
+            section = self.section(key)
+            self._traffic.add(read=self._read_of_index + section.nbytes)
+            for tile, kept in self._decoded_tiles():
+                values = section[tile.value : tile.value + tile.nnz]
+                tiles.scatter(flat[tile.place : tile.place + tile.places], kept, values)
+            return out
+        if self.whole:
+            self._traffic.add(read=out.nbytes)
+            self.pages.read(self._layout.offset(self._slot, key), flat)
+            return out
         for tile, index, values in self.stream(key):
             tiles.scatter(flat[tile.place : tile.place + tile.places], tiles.places(tile, index), values)
         return out
 
     def gather(self, dense: Tensor) -> Tensor:
-        """A new tensor, Z long: what a tensor of the parameter's shape has at the kept places."""
-        flat, found = dense.detach().reshape(-1), torch.empty(self.nnz, dtype=dense.dtype)
+        """Z long: what a tensor of the parameter's shape has at the kept places; a view of it where that is all."""
+        flat = dense.detach().reshape(-1)
+        if self.whole:
+            return flat
+        found = torch.empty(self.nnz, dtype=dense.dtype)
         for tile, kept in self.places():
             part = flat[tile.place : tile.place + tile.places]
             found[tile.value : tile.value + tile.nnz] = tiles.gather(part, kept)
@@ -135,7 +181,7 @@ class StoredParameter:
     def put(self, parts: Iterable[Tensor], key: str | None = None) -> None:
         """Replaces the values (None) or a state by these parts, Z long together; the rest stays as it is."""
         with self._changing() as slot:
-            self._keep(slot, [other for other in (None, *self.record.keys) if other != key])
+            self._keep(slot, [other for other in (None, *self.keys) if other != key])
             start = 0
             for part in parts:
                 self._put(slot, key, start, part)
@@ -144,33 +190,31 @@ class StoredParameter:
 
     def update(self, gradient_Z: Tensor, rule: Rule) -> None:
         """One step of an optimizer on values and state, a chunk at a time."""
-        step = self.record.steps + 1
-        keys = (None, *self.record.keys)
+        step = self.steps + 1
+        keys = (None, *self.keys)
         with self._changing() as slot:
-            for span, (values, *state) in self._chunks(keys):
-                rule(values, gradient_Z[span], dict(zip(self.record.keys, state, strict=True)), step)
-                for key, changed in zip(keys, (values, *state), strict=True):
-                    self._put(slot, key, span.start, changed)
-        self.set_steps(step)
-
-    def set_steps(self, steps: int) -> None:
-        """How many updates it had."""
-        self.record = self.record.model_copy(update={"steps": steps})
+            if self.pages.in_memory:
+                self._update_in_place(slot, gradient_Z, rule, step)
+            else:
+                for span, (values, *state) in self._chunks(keys):
+                    rule(values, gradient_Z[span], dict(zip(self.keys, state, strict=True)), step)
+                    for key, changed in zip(keys, (values, *state), strict=True):
+                        self._put(slot, key, span.start, changed)
+        self.steps = step
 
     @contextmanager
     def _changing(self) -> Iterator[int]:
         """Yields the slot to write all sections to, which counts from the end of the block on."""
-        fresh = self.committed is not None and self.committed.slot == self.record.slot
-        slot = 1 - self.record.slot if fresh else self.record.slot
+        fresh = self.committed is not None and self.committed.slot == self._slot
+        slot = 1 - self._slot if fresh else self._slot
         # Nothing reads the other slot before it is whole.
         self.torn = self.torn or not fresh
         yield slot
-        self.torn = False
-        self.record = self.record.model_copy(update={"slot": slot})
+        self.torn, self._slot = False, slot
 
     def _keep(self, slot: int, keys: Iterable[str | None]) -> None:
         """Copies what is not to change into a slot, unless it is there."""
-        if slot == self.record.slot:
+        if slot == self._slot:
             return
         for key in keys:
             for span, (values,) in self._chunks([key]):
@@ -178,15 +222,50 @@ class StoredParameter:
 
     def _chunks(self, keys: Sequence[str | None]) -> Iterator[tuple[slice, list[Tensor]]]:
         """Copies of sections, a chunk at a time, so that what is in memory is not as long as the layer."""
-        sections = [self.section(key) for key in keys]
+        copies = torch.empty(len(keys), min(CHUNK, self.nnz))
 
         def expect(span: slice) -> None:
             for key in keys:
                 self._expect_section(key, span.start, span.stop)
 
         for span in _each_expected(chunks(self.nnz, CHUNK), expect):
-            self._traffic.add(read=(span.stop - span.start) * VALUE * len(sections))
-            yield span, [section[span].clone() for section in sections]
+            count = span.stop - span.start
+            parts = list(copies[:, :count])
+            for key, part in zip(keys, parts, strict=True):
+                self.pages.read(self._layout.offset(self._slot, key) + span.start * VALUE, part)
+            self._traffic.add(read=count * VALUE * len(keys))
+            yield span, parts
+
+    def _update_in_place(self, slot: int, gradient_Z: Tensor, rule: Rule, step: int) -> None:
+        moved = self.nnz * VALUE * (1 + len(self.keys))
+        self._traffic.add(read=moved, written=moved)
+        for span, values, state in self._parts(slot):
+            if slot != self._slot:
+                values.copy_(self.section()[span])
+                for key, moments in state.items():
+                    moments.copy_(self.section(key)[span])
+            rule(values, gradient_Z[span], state, step)
+
+    def _parts(self, slot: int) -> list[tuple[slice, Tensor, dict[str, Tensor]]]:
+        """Values and state of a slot in memory, chunk by chunk."""
+        if slot not in self._chunked:
+            values, state = self._section(slot, None), {key: self._section(slot, key) for key in self.keys}
+            self._chunked[slot] = [
+                (span, values[span], {key: moments[span] for key, moments in state.items()})
+                for span in chunks(self.nnz, _IN_PLACE * CHUNK)
+            ]
+        return self._chunked[slot]
+
+    def _section(self, slot: int, key: str | None) -> Tensor:
+        if (slot, key) not in self._sections:
+            offset = self._layout.offset(slot, key)
+            self._sections[slot, key] = self.pages.view(offset, self.nnz, torch.float32)
+        return self._sections[slot, key]
+
+    def _decoded_tiles(self) -> list[tuple[Tile, Kept]]:
+        if self._decoded is None:
+            self._decoded = [(tile, tiles.places(tile, self._index_of(tile))) for tile in self.tiles]
+        return self._decoded
 
     def _index_of(self, tile: Tile) -> NDArray[np.uint8]:
         return self._index[tile.offset : tile.offset + tile.index_bytes]
@@ -199,7 +278,7 @@ class StoredParameter:
         self.pages.expect(tile.offset, tile.index_bytes)
 
     def _expect_section(self, key: str | None, start: int, stop: int) -> None:
-        offset = self._layout.offset(self.record.slot, key)
+        offset = self._layout.offset(self._slot, key)
         self.pages.expect(offset + start * VALUE, (stop - start) * VALUE)
 
     def _put(self, slot: int, key: str | None, start: int, values: Tensor) -> None:

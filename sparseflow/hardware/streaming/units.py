@@ -39,6 +39,10 @@ class Unit:
     weights: Mapping[str, Weight]
     numel: int
 
+    def at(self, offset: int) -> Weight:
+        """The weight that a place in a buffer belongs to."""
+        return max((w for w in self.weights.values() if w.offset <= offset), key=lambda weight: weight.offset)
+
     @property
     def nbytes(self) -> int:
         """In a buffer."""

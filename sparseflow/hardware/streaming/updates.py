@@ -84,7 +84,7 @@ class Adam:
         mean.lerp_(gradient, 1 - beta1)
         square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         correction: float = (1 - beta2**step) ** 0.5
-        denominator = (square.sqrt() / correction).add_(self.eps)
+        denominator = square.sqrt().div_(correction).add_(self.eps)
         values.addcdiv_(mean, denominator, value=-(self.lr / (1 - beta1**step)))
 
 
