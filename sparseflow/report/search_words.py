@@ -60,8 +60,9 @@ def _known(*parts: str) -> str:
 
 def _success(search: Search) -> str:
     found = search.success
-    count = sum(value == "ticket" for value in found.verdicts.values())
-    said = f"Judged one by one, {count} of {len(found.verdicts)} seeds had a winning ticket."
+    own = list(found.verdicts.values())
+    open = f", {own.count('undecided')} undecided" if "undecided" in own else ""
+    said = f"Judged one by one, {own.count('ticket')} of {len(own)} seeds had a winning ticket{open}."
     if found.expected_density is None:
         return said
     return f"{said} Expected sparsity at the accuracy of dense: {percent(1 - found.expected_density)}."
