@@ -61,6 +61,8 @@ CONFIGS = {
         *(
             SpmmConfig(lanes, 128 // size, repeat, 1, 0, share)
             for lanes, repeat, share in product((16, 32), (1, 2), (1, 4))
+            # Eight warps, each thread with 16 sums in the 64 registers that the compiler leaves it, spill on sm_90.
+            if (lanes, repeat, size) != (32, 2, 2)
         ),
         *(SpmmConfig(64, 128 // size, repeat, 2, 0, share) for repeat, share in product((1, 2), (1, 2))),
         *(SpmmConfig(16, 256 // size, 1, 1, 0, share) for share in (1, 4)),
