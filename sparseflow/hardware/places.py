@@ -30,7 +30,11 @@ def mover(old: SparseOp, new: SparseOp, size: int) -> Callable[[Tensor], Tensor]
     before, after = _places(old), _places(new)
     if before is None or after is None:
         return lambda tensor: new.pack_values(old.unpack_values(tensor))
-    return lambda tensor: tensor.new_zeros(size).scatter_(0, before, tensor).index_select(0, after)
+    # Looked up once for all tensors: which value each new one was, from 1 on; 0 for those that were none.
+    count = before.numel()
+    numbers = torch.arange(1, count + 1, dtype=torch.int32 if count < 2**31 - 1 else torch.int64, device=before.device)
+    origin = numbers.new_zeros(size).scatter_(0, before, numbers).index_select(0, after)
+    return lambda tensor: torch.cat([tensor.new_zeros(1), tensor]).index_select(0, origin)
 
 
 def _places(op: object) -> Tensor | None:
