@@ -122,8 +122,8 @@ def test_the_report_says_both() -> None:
     assert words == [
         "Finding the ticket took the FLOPs of 1.00 dense trainings and the time of 1.00. Training it takes 0.20× the "
         "FLOPs and 0.50× the time of a dense training, an inference 0.20× the FLOPs.",
-        "Judged one by one, 0 of 1 seeds had a winning ticket, 1 undecided. Expected sparsity at the accuracy of dense: "
-        "80 %.",
+        "Judged one by one, 0 of 1 seeds had a winning ticket, 1 undecided. Expected sparsity at the accuracy of "
+        "dense: 80 %.",
     ]
     (row,) = search_table(Search.model_validate(content)).rows
     assert row[-2:] == ["1.2 trainings by FLOPs, 2.0 trainings by time", "undecided"]
