@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sparseflow.hardware.plan import Plan, plan, workloads
 from sparseflow.hardware.traffic import Charge, charge
+from sparseflow.recipe_pruning import make_pattern
 from sparseflow.recipes import Recipe, make_trainer
 from sparseflow.training.pruning import prune
 
@@ -50,14 +51,21 @@ def _plans_of(recorded: dict[str, Any], recipe: Recipe) -> dict[int, dict[int, P
 
 
 def plan_recipe(recipe: Recipe, density: float, fresh: bool = False) -> Plan:
-    """The plan of a recipe's model at a density, with the recipe's allocation, at its batch size.
+    """The plan of a recipe's model at a density, with the recipe's pattern and allocation, at its batch size.
 
     With `fresh` everything is timed anew, whatever timings are kept on disk.
     """
     trainer = make_trainer(recipe, recipe.seeds[0])
     spec = recipe.pruning
     allocation = "uniform" if spec.allocation == "layerwise" else spec.allocation
-    masks = prune(trainer.model, density, allocation=allocation, floor=spec.floor, param_filter=spec.param_filter)
+    masks = prune(
+        trainer.model,
+        density,
+        pattern=make_pattern(spec.pattern, trainer),
+        allocation=allocation,
+        floor=spec.floor,
+        param_filter=spec.param_filter,
+    )
     return plan(trainer.model, masks, trainer.sample(), recipe.backend, fresh)
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 import yaml
 
+from sparseflow import replay
 from sparseflow.recipes import Recipe, available_recipes, load_recipe, make_trainer, read_recipe
 
 SMALL: dict[str, Any] = {
@@ -148,3 +149,12 @@ def test_a_users_own_model_is_found_by_reference(small: str, tmp_path: Path, mon
     recipe = load_recipe(small, ["model={name: 'my_recipe_nets:net', options: {width: 64}}"])
     assert isinstance(recipe, Recipe)
     assert make_trainer(recipe, 1).model.weight.shape == (10, 64)
+
+
+def test_a_plan_has_the_recipes_pattern(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(replay, "plan", lambda model, masks, *rest: seen.append(masks))
+    pattern = ["pruning.pattern={name: nm, options: {n: 1, m: 4}}", "pruning.density=0.25", "pruning.rate=null"]
+    replay.plan_recipe(load_recipe("digits", pattern), 0.25)
+    (masks,) = seen
+    assert all(int(mask.view(-1, 4).sum(1).max()) == 1 for mask in masks.values())
