@@ -13,7 +13,7 @@ import typer
 
 from sparseflow.cli_compare import compare
 from sparseflow.cli_import import import_weights
-from sparseflow.cli_output import own_output
+from sparseflow.cli_output import AsJson, own_output
 from sparseflow.cli_reproduce import reproduce
 from sparseflow.cli_theory import theory
 
@@ -24,8 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value laid over the recipe, as YAML.")]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Protocol
 
 import typer
 
-from sparseflow.cli_output import own_output
+from sparseflow.cli_output import AsJson, own_output
 
 
 class Compared(Protocol):
@@ -25,7 +25,7 @@ def compare(
     stability: Annotated[
         str | None, typer.Option(help="Of one run: rewind steps to try, as in 0,100,500. Trains two copies from each.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Hold runs against each other: data order, counts, verdicts; what their tickets share, beside chance."""
     with own_output():

@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from sparseflow.cli_output import AsJson
+
 
 def import_weights(
     source: Annotated[Path, typer.Argument(help="A checkpoint: safetensors, a state dict by torch.save, or .mdl.")],
     target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
     zeros: Annotated[bool, typer.Option("--zeros", help="Exact zeros without a mask are pruned weights.")] = False,
     form: Annotated[str, typer.Option("--format", help="compact: masks kept as they are; or dense.")] = "compact",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read what torch.nn.utils.prune, Cerebras or ModelOpt has pruned, and write it as sparse safetensors."""
     from sparseflow.inspection import import_checkpoint

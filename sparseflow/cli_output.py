@@ -1,10 +1,15 @@
-"""Where commands print: results alone go to standard output."""
+"""How commands print: results alone go to standard output, as text or as JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Annotated
+
+import typer
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from sparseflow.cli_output import AsJson
+
 
 def reproduce(
     rows: Annotated[
@@ -22,7 +24,7 @@ def reproduce(
         int | None, typer.Option(help="Trainings at a time, of one thread each; without it, one a core.")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what a run before has kept in --work.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check published claims: the paper's, our check, tolerance, seeds and result. Status 1 where one is missed."""
     import torch

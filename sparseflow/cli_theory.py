@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sparseflow.cli_output import AsJson
+
 
 def theory(
     recipe: Annotated[str | None, typer.Argument(help="A recipe's file or name; its model is the target.")] = None,
@@ -15,7 +17,7 @@ def theory(
     error: Annotated[float, typer.Option(help="How near to the target the ticket is to be.")] = 0.01,
     constant: Annotated[float, typer.Option(help="The theorems' constant, which nobody knows.")] = 1.0,
     trials: Annotated[int, typer.Option(min=0, help="Draws for each subset sum that is tried out.")] = 200,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say how wide a random network must be to hold a good one of a density, untrained, and try subset sums out."""
     from sparseflow.theory import of_network
