@@ -61,17 +61,21 @@ def read_masked(state: Mapping[str, Tensor], zeros: bool = False) -> Weights:
     where there is no mask at all, or one that is not of zeros and ones.
     """
     weights, masks = dict[str, Tensor](), dict[str, Tensor]()
-    beside = {mask: name for name in state for mask in _mask_names(name) if mask in state}
+    # What is called a mask and has another shape is something else.
+    of_mask = {
+        mask: name
+        for name, tensor in state.items()
+        for mask in _mask_names(name)
+        if mask in state and state[mask].shape == tensor.shape
+    }
+    masked = set(of_mask.values())
     for name, tensor in state.items():
-        mask = state.get(beside[name]) if name in beside else None
-        if mask is not None and mask.shape == tensor.shape:
-            continue
-        weights[unwrapped(name.removesuffix("_orig"))] = tensor.detach().cpu()
-    for mask_name, name in beside.items():
-        short = unwrapped(name.removesuffix("_orig"))
-        if state[mask_name].shape == state[name].shape:
-            masks[short] = _bools(mask_name, state[mask_name])
-            weights[short] = weights[short].masked_fill(~masks[short], 0)
+        if name not in of_mask:
+            weights[_dense_name(name, name in masked)] = tensor.detach().cpu()
+    for mask, name in of_mask.items():
+        dense = _dense_name(name, True)
+        masks[dense] = _bools(mask, state[mask])
+        weights[dense] = weights[dense].masked_fill(~masks[dense], 0)
     if zeros:
         for name, tensor in weights.items():
             if name not in masks and tensor.dim() >= 2 and bool((tensor == 0).any()):
@@ -85,6 +89,10 @@ def read_masked(state: Mapping[str, Tensor], zeros: bool = False) -> Weights:
 
 
 _ASK = "where zeros stand for pruned weights, say so: --zeros, or zeros=True"
+
+
+def _dense_name(name: str, masked: bool) -> str:
+    return unwrapped(name.removesuffix("_orig") if masked else name)
 
 
 def _mask_names(name: str) -> tuple[str, ...]:

@@ -82,12 +82,13 @@ def test_what_is_called_a_mask_and_is_none_stays_a_tensor() -> None:
         {
             "attn.bias": torch.ones(3),
             "attn.bias_mask": torch.full((2, 2), -1.0),
+            "scale_orig": torch.ones(3),
             "fc.weight_orig": torch.ones(2, 2),
             "fc.weight_mask": torch.eye(2),
         }
     )
     assert found.masks == {"fc.weight": torch.eye(2).bool()}
-    assert found.state.keys() == {"attn.bias", "attn.bias_mask", "fc.weight"}
+    assert found.state.keys() == {"attn.bias", "attn.bias_mask", "scale_orig", "fc.weight"}
     assert torch.equal(found.state["fc.weight"], torch.eye(2))
 
 
