@@ -6,7 +6,6 @@ Weights, gradients and masks are mappings from parameter name to tensor, in the 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -66,7 +65,7 @@ class Dynamic(Protocol):
 
 
 @dataclass(frozen=True)
-class _Replacing(ABC):
+class _Replacing:
     """What replaces weights at one density: random masks first, updates every `every` steps until step `until`."""
 
     density: float
@@ -92,16 +91,6 @@ class _Replacing(ABC):
 
     def due(self, step: int) -> bool:
         return 0 < step < self.until and step % self.every == 0
-
-    @abstractmethod
-    def update(
-        self,
-        step: int,
-        weights: Mapping[str, Tensor],
-        masks: Mapping[str, Tensor],
-        gradients: Mapping[str, Tensor] | None,
-        seed: int,
-    ) -> Masks: ...
 
 
 @dataclass(frozen=True)

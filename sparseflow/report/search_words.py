@@ -45,13 +45,10 @@ def _cost(search: Search) -> str:
 def _finding(flops: float | None, seconds: float | None) -> str:
     if not flops and not seconds:
         return "Finding the ticket took no training besides its own."
-    what = _known(
-        "" if flops is None else f"the FLOPs of {_number(flops)} dense trainings",
-        ""
-        if seconds is None
-        else f"the time of {_number(seconds)}" + ("" if flops is not None else " dense trainings"),
-    )
-    return f"Finding the ticket took {what}."
+    if flops is None:
+        return f"Finding the ticket took the time of {_number(seconds)} dense trainings."
+    time = "" if seconds is None else f"the time of {_number(seconds)}"
+    return f"Finding the ticket took {_known(f'the FLOPs of {_number(flops)} dense trainings', time)}."
 
 
 def _known(*parts: str) -> str:
